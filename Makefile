@@ -6,16 +6,17 @@ OUT ?= studies/default
 # The extra that the tests need: `dev` for all tests, `core` for the tests of the core.
 EXTRA ?= dev
 
-.PHONY: help study test test-slow lint docs bench parity golden clean
+.PHONY: help study test test-slow test-optional lint docs bench parity golden clean
 
 help:
-	@echo "make study      develop, evaluate and report: the page is $(OUT)/report.html"
-	@echo "make test       the test suite"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make lint       ruff and pyright"
-	@echo "make docs       the documentation site: docs/_build/html/index.html"
-	@echo "make bench      the main benchmarks, one JSON line per figure"
-	@echo "make parity     language models beside torch and transformers, in an environment of their own"
+	@echo "make study          develop, evaluate and report: the page is $(OUT)/report.html"
+	@echo "make test           the test suite"
+	@echo "make test-slow      the tests that take minutes"
+	@echo "make test-optional  the tests of packages that need environments of their own"
+	@echo "make lint           ruff and pyright"
+	@echo "make docs           the documentation site: docs/_build/html/index.html"
+	@echo "make bench          the main benchmarks, one JSON line per figure"
+	@echo "make parity         language models beside torch and transformers, in an environment of their own"
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -36,6 +37,36 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -q -n auto -m slow
+
+# Packages that `dev` cannot hold: rejax brings a nightly build, craftax and minigrid need different packages with one
+# module name, and jax-envelope needs Python 3.12. Each group has an environment of its own, and exactly the tests that
+# use its packages, slow ones included.
+OPTIONAL := .venv-optional
+baselines_EXTRAS := dev,baselines,minigrid
+baselines_PACKAGES := rejax,minigrid
+craftax_EXTRAS := dev,craftax,xminigrid
+craftax_PACKAGES := craftax,xminigrid
+envelope_EXTRAS := dev,envelope
+envelope_PACKAGES := envelope
+PYENV_3_12 := $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12.*/bin/python3.12)
+PYTHON_3_12 ?= $(or $(lastword $(PYENV_3_12)),python3.12)
+
+OPTIONAL_TESTS = $(shell grep -lE 'mark\.(needs|uses)_package' tests/test_*.py)
+
+.PRECIOUS: $(OPTIONAL)/%/.installed
+$(OPTIONAL)/%/.installed: pyproject.toml constraints.txt constraints-optional.txt
+	$(if $(filter envelope,$*),$(PYTHON_3_12),$(PYTHON)) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-c constraints-optional.txt -e '.[$($*_EXTRAS)]'
+	@touch $@
+
+test-optional-%: $(OPTIONAL)/%/.installed
+	$(OPTIONAL)/$*/bin/python -m pytest -q -n auto --dist worksteal -m '' --packages $($*_PACKAGES) \
+		$(or $(TESTS),$(OPTIONAL_TESTS))
+
+test-optional: test-optional-baselines test-optional-craftax
+	@if $(PYTHON_3_12) -c 'import venv' 2> /dev/null; then $(MAKE) test-optional-envelope; \
+		else echo "Python 3.12 is not installed: the tests of jax-envelope did not run"; fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -76,4 +107,4 @@ golden: $(PARITY)/.installed
 	$(PARITY)/bin/python tests/golden/make_harness.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) $(OPTIONAL) build .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ one cache of compiled programs, which is empty at the start of the session and i
 """
 
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -58,6 +59,32 @@ settings.load_profile("ontogeny")
 MAX_MAPPINGS = 20_000  # of memory, after which compiled programs are released
 # Tracing allocates many small objects that stay alive, so frequent garbage collection frees little memory.
 gc.set_threshold(50_000, 10, 10)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--packages", default="", metavar="NAME[,NAME...]",
+        help="run only the tests that use optional packages, which must be installed; see the marks in pyproject.toml",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip tests whose packages are absent; with `--packages`, keep the tests of these packages and skip none."""
+    chosen = {name for name in config.getoption("--packages").split(",") if name}
+    deselected = []
+    for item in items:
+        needed = {name for mark in item.iter_markers("needs_package") for name in mark.args}
+        used = needed.union(*(mark.args for mark in item.iter_markers("uses_package")))
+        absent = sorted(name for name in needed | chosen if importlib.util.find_spec(name) is None)
+        if chosen and not used & chosen:
+            deselected.append(item)
+        elif chosen and absent:
+            raise pytest.UsageError(f"{item.nodeid} needs packages that are not installed: {', '.join(absent)}")
+        elif absent:
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(absent)}"))
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
 
 
 def pytest_collection_finish(session):

@@ -233,16 +233,20 @@ def test_settings_of_ppo_are_those_that_are_published_for_the_environment():
     assert rejax_baselines.settings_of("ppo", env.spec.name)["num_envs"] == 16
 
 
+@pytest.mark.parametrize("algorithm", rejax_baselines.ALGORITHMS)
+def test_without_rejax_one_sentence_says_what_to_install(algorithm: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rejax_baselines, "is_installed", lambda: False)
+    with pytest.raises(BadInput, match="needs the package rejax: pip install"):
+        learners.run_learner(algorithm, ENV, 0, 64)
+
+
+@pytest.mark.needs_package("rejax")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("algorithm", "settings"),
     [("ppo", {}), ("dqn", {"fill_buffer": 200, "buffer_size": 1000, "exploration_fraction": 0.1})],
 )
 def test_baselines_learn_where_rejax_is_installed(algorithm: str, settings: dict[str, Any]):
-    if not rejax_baselines.is_installed():
-        with pytest.raises(BadInput, match="needs the package rejax: pip install"):
-            learners.run_learner(algorithm, ENV, 0, 64)
-        pytest.skip("rejax is not installed")
     cartpole = "gymnax:CartPole-v1"
 
     def run(**more: float) -> learners.LearnerRun:
@@ -343,6 +347,7 @@ def test_an_evolution_ends_by_the_steps_that_were_taken():
     assert run.episodes.steps[-2] + generations[-2] <= 6000, "the last generation was begun after the end"
 
 
+@pytest.mark.uses_package("rejax")
 def test_the_benchmark_prints_its_lines_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main = runpy.run_path(str(BENCHMARK))["main"]
     out = tmp_path / "neural.jsonl"

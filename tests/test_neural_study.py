@@ -67,6 +67,7 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.uses_package("rejax")
 @pytest.mark.filterwarnings("ignore")
 def test_a_tiny_study_has_a_page_and_resumes_to_the_same_records(tiny_study: Path):
     text = (tiny_study / "report.html").read_text()
@@ -82,6 +83,7 @@ def test_a_tiny_study_has_a_page_and_resumes_to_the_same_records(tiny_study: Pat
     assert studies.write_page(tiny_study).read_text() == (tiny_study / "report.html").read_text()
 
 
+@pytest.mark.uses_package("rejax")
 def test_a_study_holds_the_settings_of_its_baselines(tiny_study: Path, monkeypatch: pytest.MonkeyPatch):
     study = page.read_study(tiny_study)
     assert study["baselines"]["Catch"]["ppo"]["num_envs"] == 16 and page.count_copies(study) == "PPO in 16"

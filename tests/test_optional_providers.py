@@ -1,6 +1,5 @@
 """Environments of XLand-MiniGrid, Craftax and MiniGrid, each tested where its package is installed."""
 
-import importlib.util
 import sys
 
 import jax
@@ -15,10 +14,7 @@ from ontogeny.stages.assembly import make_env
 NUM_LIFETIMES = 8
 
 
-def needs(package):
-    """Skips a test where an optional package is not installed."""
-    is_absent = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(is_absent, reason=f"the optional package {package} is not installed")
+needs = pytest.mark.needs_package
 
 
 def build(text):
@@ -145,39 +141,46 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
-from envelope import Continuous, Discrete, Environment, InfoContainer, PyTreeSpace
+from envelope import Continuous, Discrete, Environment, InfoContainer, PyTreeSpace, static_field
 
 class Lock(Environment):
     """The action that both parts of the observation name pays; every fourth step terminates an episode."""
 
-    limit: int = 3
+    limit: int = static_field(default=3)
+    prize: float = 1.0
+    num_digits: int = 3
 
     @classmethod
     def from_name(cls, name, env_kwargs=None):
-        return cls(limit=7 if name == "Endless" else 3)
+        if name == "Fixed":
+            return Fixed()
+        return cls(limit=7 if name == "Endless" else 3, prize=jnp.float32(1))
 
     @classmethod
     def registered_names(cls):
-        return ("Lock", "Endless")
+        return ("Lock", "Endless", "Fixed")
 
     @property
     def default_max_steps(self):
         return None if self.limit == 7 else self.limit
 
+    def draw(self, key):
+        return jax.random.randint(key, (2,), 0, jnp.array([self.num_digits, 4]))
+
     def observe(self, state):
         return {"digit": state["digit"][0], "rest": (jnp.float32(state["digit"][1])[None] / 4,)}
 
     def init(self, key):
-        state = {"digit": jax.random.randint(key, (2,), 0, jnp.array([3, 4])), "key": key, "time": jnp.int32(0)}
+        state = {"digit": self.draw(key), "key": key, "time": jnp.int32(0)}
         return state, InfoContainer(obs=self.observe(state), reward=0.0, terminated=False)
 
     def step(self, state, action):
         key, draw = jax.random.split(state["key"])
         pays = (action == state["digit"]).all()
         terminated = (state["time"] >= 1) & ~pays
-        digit = jax.random.randint(draw, (2,), 0, jnp.array([3, 4]))
-        state = {"digit": digit, "key": key, "time": state["time"] + 1}
-        return state, InfoContainer(obs=self.observe(state), reward=jnp.float32(pays), terminated=terminated)
+        state = {"digit": self.draw(draw), "key": key, "time": state["time"] + 1}
+        reward = self.prize * jnp.float32(pays)
+        return state, InfoContainer(obs=self.observe(state), reward=reward, terminated=terminated)
 
     @cached_property
     def observation_space(self):
@@ -186,6 +189,10 @@ class Lock(Environment):
     @cached_property
     def action_space(self):
         return Discrete(jnp.array([3, 4]))
+
+class Fixed(Lock):
+    prize: float = static_field(default=1.0)
+    num_digits: int = static_field(default=3)
 '''
 
 
@@ -220,7 +227,48 @@ def test_an_environment_of_envelope_keeps_the_contract(suite):
     ):
         with pytest.raises(BadInput, match=message):
             build(text)
-    assert plugins.get_attribute("environments", "envelope", "list_ids")()[-2:] == ["mine::Endless", "mine::Lock"]
+    assert plugins.get_attribute("environments", "envelope", "list_ids")()[-3:] == [
+        f"mine::{name}" for name in ("Endless", "Fixed", "Lock")
+    ]
+
+
+@needs("envelope")
+def test_parameters_of_envelope_vary_and_drift(suite):
+    env = build("envelope:mine::Lock,steps=200,vary=prize:2..3+num_digits:1..2")
+    contracts.check_env(env)
+    task, _, steps = run(env, 200)
+    prizes, counts = task.parameters["prize"], task.parameters["num_digits"]
+    assert len(set(prizes.tolist())) == NUM_LIFETIMES and set(counts.tolist()) == {1, 2}
+    assert ((prizes >= 2) & (prizes <= 3)).all()
+    for rewards, prize in zip(steps.outcome[..., 0], prizes, strict=True):
+        assert set(rewards.tolist()) == {0.0, float(prize)}
+    digits = steps.final_observation[..., :3].any(axis=1)  # [B, 3], which ones a lifetime draws
+    assert (digits.sum(axis=1) == counts).all()
+    _, _, steps = run(build("envelope:mine::Lock,steps=200,drift=prize:1..5:50..150"), 200)
+    for rewards in steps.outcome[..., 0]:
+        paid = rewards[rewards > 0]
+        assert (np.diff(paid) >= 0).all() and paid[0] == 1 and paid[-1] == 5 and len(set(paid.tolist())) > 3
+    for text, message in (
+        ("envelope:mine::Fixed,vary=prize:1..2", "no numeric parameters of the suite 'mine'"),
+        ("envelope:mine::Fixed,drift=prize:1..2:9", "takes neither 'vary' nor 'drift'"),
+        ("envelope:mine::Lock,vary=price:1..2", "did you mean prize"),
+        ("envelope:mine::Lock,vary=limit:2..3", "no number among the parameters"),
+        ("envelope:mine::Lock,vary=num_digits:1.5..2", "is a whole number"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            build(text)
+
+
+@needs("envelope", "gymnax")
+def test_parameters_of_another_library_vary_through_envelope():
+    """A stronger push moves the cart farther in the first step, which begins at rest but for small draws."""
+    env = build("envelope:gymnax::CartPole-v1,steps=3,vary=force_mag:10..1000")
+    task, initial, steps = run(env, 3)
+    change = np.abs(steps.final_observation[:, 0, 1] - initial.observation[:, 1])
+    order = np.argsort(task.parameters["force_mag"])
+    assert (np.diff(change[order]) > 0).all()
+    with pytest.raises(BadInput, match="no number among the parameters"):
+        build("envelope:gymnax::CartPole-v1,vary=max_steps_in_episode:5..9")
 
 
 @needs("minigrid")
