@@ -158,9 +158,9 @@ def _record_of(env: Any) -> dict[str, Any]:
 
 def _as_number(leaf: Any) -> float | int | None:
     """A single number, also one that is an array; None for anything else."""
-    if isinstance(leaf, jax.Array | np.ndarray | np.generic) and leaf.shape == () and leaf.dtype.kind in "fiu":
-        leaf = leaf.item()
-    return leaf if functional.is_number(leaf) else None
+    is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and leaf.shape == () and leaf.dtype.kind in "fiu"
+    number: Any = leaf.item() if is_array else leaf
+    return number if functional.is_number(number) else None
 
 
 def _describe_observations(name: str, space: Any) -> providers.ObservationLayout:
