@@ -246,8 +246,8 @@ def test_parameters_of_envelope_vary_and_drift(suite):
     assert (digits.sum(axis=1) == counts).all()
     _, _, steps = run(build("envelope:mine::Lock,steps=200,drift=prize:1..5:50..150"), 200)
     for rewards in steps.outcome[..., 0]:
-        paid = rewards[rewards > 0]
-        assert (np.diff(paid) >= 0).all() and paid[0] == 1 and paid[-1] == 5 and len(set(paid.tolist())) > 3
+        prizes = rewards[rewards > 0]
+        assert (np.diff(prizes) >= 0).all() and prizes[0] == 1 and prizes[-1] == 5 and len(set(prizes.tolist())) > 3
     for text, message in (
         ("envelope:mine::Fixed,vary=prize:1..2", "no numeric parameters of the suite 'mine'"),
         ("envelope:mine::Fixed,drift=prize:1..2:9", "takes neither 'vary' nor 'drift'"),

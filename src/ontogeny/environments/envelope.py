@@ -135,8 +135,8 @@ def _read_parameters(env: Any) -> dict[str, float | int]:
     A number that is not finite is a time limit that jax-envelope has taken over.
     """
     fields = {name for name, field in env.__dataclass_fields__.items() if field.metadata.get("pytree_node", True)}
-    own = {name: getattr(env, name) for name in fields if not name.startswith("_")}
-    numbers = {name: _as_number(leaf) for name, leaf in (own | _record_of(env)).items()}
+    leaves = {name: getattr(env, name) for name in fields if not name.startswith("_")} | _record_of(env)
+    numbers = {name: _as_number(leaf) for name, leaf in leaves.items()}
     return {name: number for name, number in numbers.items() if number is not None and math.isfinite(number)}
 
 
@@ -147,8 +147,10 @@ def _replace_numbers(env: Any, numbers: dict[str, Any]) -> Any:
     if env is not env.unwrapped:
         return env.replace(env=_replace_numbers(env.env, numbers))
     in_record = {name: number for name, number in numbers.items() if name in _record_of(env)}
-    own: dict[str, Any] = {name: number for name, number in numbers.items() if name not in in_record}
-    return env.replace(**own, **({RECORD: getattr(env, RECORD).replace(**in_record)} if in_record else {}))
+    changes: dict[str, Any] = {name: number for name, number in numbers.items() if name not in in_record}
+    if in_record:
+        changes[RECORD] = getattr(env, RECORD).replace(**in_record)
+    return env.replace(**changes)
 
 
 def _record_of(env: Any) -> dict[str, Any]:
