@@ -121,8 +121,8 @@ def walks_of_three_episodes():
 @pytest.mark.parametrize(
     ("name", "agent", "settings"),
     [
-        ("walk", "q_learning", {}),
-        ("chain", "q_learning", {}),
+        pytest.param("walk", "q_learning", {}, marks=pytest.mark.slow),
+        pytest.param("chain", "q_learning", {}, marks=pytest.mark.slow),
         ("walk", "recurrent", {"stochastic": True, "hidden_size": 4}),
         ("three episodes", "q_learning", {}),
     ],
@@ -368,8 +368,12 @@ def develop_and_audit(env, folder):
     return run
 
 
-@pytest.mark.parametrize(("observations", "actions"), [case[:2] for case in SPACES[1:5]])
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [pytest.param(*case[:2], marks=() if case[0] == "tuple" else pytest.mark.slow) for case in SPACES[1:5]],
+)
 def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
+    """One pair of spaces; `make test-slow` has the other ones, which reach an agent as arrays of the same kinds."""
     settings = {"id": "signals:Signals-v0", "episodes": 2}
     settings["parameters"] = [f"observations:{observations}", f"actions:{actions}"]
     develop_and_audit({"name": "gymnasium", "settings": settings}, tmp_path)
