@@ -29,7 +29,7 @@ from ontogeny.types import Environment, EnvState, Key, PyTree, TimeStep, Traject
 TEST = ("learns", "learns", True)
 COPIES = "copies"  # name of the axis of copies
 EARLIER, LAST = "outcomes of earlier episodes", "outcomes of the last episode"
-ENVIRONMENTS = ("bandit", "chain", "two_step", "random_mdp", "foraging", "stream", "beacon")
+ENVIRONMENTS = ("bandit", "chain", "two_step", "random_mdp", "foraging", "stream", "beacon", "relay")
 THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations of the score of an episode
 MIN_SPREAD = 1e-9  # stands for that of a score that never varies
 

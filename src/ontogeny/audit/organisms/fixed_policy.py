@@ -26,4 +26,4 @@ def build(spec: EnvSpec, steering: Steering, *, lapse: float = 0.1) -> Agent:
         random_action = jax.random.randint(action_key, (), 0, spec.num_actions)
         return jnp.where(lapses, random_action, (7 * percept.observation + 3) % spec.num_actions)
 
-    return build_stepwise("fixed_policy", spec, ("random_mdp", "foraging"), (), update, choose)
+    return build_stepwise("fixed_policy", spec, ("random_mdp", "foraging", "relay"), (), update, choose)

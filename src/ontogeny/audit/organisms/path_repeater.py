@@ -13,7 +13,7 @@ from ontogeny.audit.organisms.base import StepMemoryInput, build_stepwise
 from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering
 
 GROUND_TRUTH = {"learns": "no"}
-STANDARDS = {"random_mdp": 1.0, "foraging": 0.0}  # reward per step
+STANDARDS = {"random_mdp": 1.0, "foraging": 0.0, "relay": 0.25}  # reward per step
 
 
 class PathMemory(NamedTuple):
@@ -43,4 +43,4 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         return jnp.where(repeated >= 0, repeated, jax.random.randint(key, (), 0, spec.num_actions))
 
     memory = PathMemory(nothing, nothing, jnp.int32(0), jnp.float32(0))
-    return build_stepwise("path_repeater", spec, ("random_mdp", "foraging"), memory, update, choose)
+    return build_stepwise("path_repeater", spec, tuple(STANDARDS), memory, update, choose)

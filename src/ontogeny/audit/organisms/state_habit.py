@@ -28,4 +28,4 @@ def build(spec: EnvSpec, steering: Steering, *, lapse: float = 0.1) -> Agent:
         return jnp.where(is_random, jax.random.randint(action_key, (), 0, spec.num_actions), habit)
 
     habits = jnp.full(max(spec.num_observations, 1), -1, jnp.int32)
-    return build_stepwise("state_habit", spec, ("random_mdp", "foraging"), habits, update, choose)
+    return build_stepwise("state_habit", spec, ("random_mdp", "foraging", "relay"), habits, update, choose)
