@@ -300,8 +300,8 @@ def test_an_interrupted_calibration_continues_from_its_records(tmp_path):
     with pytest.raises(BadInput, match="write to another file"):
         calibration.calibrate(selection, 2, recorded=calibration_records.read_chunks(path))
     tables = calibration_records.markdown_tables(continued)
-    assert "| `learns` | `bandit` | 3 | 1 | 0.0% (0.0% to 70.8%), `win_stay` | 1 |" in tables
-    assert "too few audits" in tables
+    assert "| `learns` | `bandit` | 6 | 3 | 1 | 0.0% (0.0% to 70.8%), `win_stay` | 1 |" in tables
+    assert "100.0% (29.2% to 100.0%), `latent_state_learner` | too few audits |" in tables
 
 
 def test_a_calibration_measures_every_control_once_and_then_completes_one_after_another(monkeypatch):

@@ -426,8 +426,16 @@ def estimate_rate(num_verdicts: int, num_audits: int) -> Rate:
 
 
 def sort_worst_first(results: Sequence[ControlResult]) -> list[ControlResult]:
-    """Sorts negative controls by falling false-positive rate, and after them positive controls by rising power."""
-    return sorted(results, key=lambda r: (r.positive, r.yes.share if r.positive else -r.yes.share))
+    """Sorts negative controls by falling false-positive rate, and after them positive controls by rising power.
+
+    Of equal rates, the one with fewer audits, and therefore the worse bound, comes first.
+    """
+
+    def badness(control: ControlResult) -> tuple[bool, float, float]:
+        share, low, high = control.yes.share, control.yes.low, control.yes.high
+        return (True, share, low) if control.positive else (False, -share, -high)
+
+    return sorted(results, key=badness)
 
 
 def claim_error_rates(results: Sequence[ControlResult]) -> list[str]:

@@ -7,6 +7,8 @@ from ontogeny.audit.calibration import Chunk, ControlResult, Rate, sort_worst_fi
 from ontogeny.errors import BadInput
 from ontogeny.runs.records import append_record, read_records, repair_records
 
+CLAIMS = {"yes": "met", "no": "missed", "undetermined": "too few audits"}  # words by `ControlResult.claim`
+
 
 def read_chunks(path: Path, *, must_exist: bool = False) -> list[Chunk]:
     """Returns the chunks of a file; none where it does not exist, unless it must. A cut last line is removed.
@@ -37,16 +39,18 @@ def markdown_tables(results: Sequence[ControlResult]) -> str:
 
 def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
     """One row per test and environment, with the worst controls."""
-    titles = ["test", "environment", "audits per control", "negative controls", "largest false-positive rate"]
-    yield from _heading([*titles, "positive controls", "smallest power", "seconds per audit", "hours"])
+    titles = ["test", "environment", "audits", "per control", "negative controls", "largest false-positive rate"]
+    yield from _heading([*titles, "positive controls", "smallest power", "both bounds", "seconds per audit", "hours"])
     for test, env in dict.fromkeys((control.test, control.env) for control in results):
         of_test = sort_worst_first([control for control in results if (control.test, control.env) == (test, env)])
-        cells = [f"`{test}`", f"`{env}`", _range([control.yes.num_audits for control in of_test])]
+        num_audits = [control.yes.num_audits for control in of_test]
+        cells = [f"`{test}`", f"`{env}`", f"{sum(num_audits):,}", _range(num_audits)]
         for positive in (False, True):
             group = [control for control in of_test if control.positive == positive]
             num_held_out = sum(control.held_out for control in group)
             cells.append(f"{len(group)}, of them {num_held_out} new" if num_held_out else f"{len(group)}")
             cells.append(f"{_format_rate(group[0].yes)}, `{group[0].organism}`" if group else "none")
+        cells.append(_combined_claim(of_test))
         seconds = [control.seconds_per_audit for control in of_test]
         hours = sum(control.seconds_per_audit * control.yes.num_audits for control in of_test) / 3600
         yield _format_cells([*cells, f"{sum(seconds) / len(seconds):.2g}", f"{hours:.2g}"])
@@ -55,7 +59,6 @@ def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
 def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
     """One row per control that was written after the thresholds had been fixed, or whose requirement is not met."""
     yield from _heading(["test", "environment", "control", "ground truth", "yes", "no", "pattern", "requirement"])
-    claims = {"yes": "met", "no": "missed", "undetermined": "too few audits"}
     for test, env in dict.fromkeys((control.test, control.env) for control in results):
         for control in sort_worst_first([control for control in results if (control.test, control.env) == (test, env)]):
             if not control.held_out and control.claim == "yes":
@@ -63,7 +66,13 @@ def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
             name = f"`{control.organism}`" + (", new" if control.held_out else "")
             truth = "yes" if control.positive else "no"
             rates = [_format_rate(control.yes), f"{control.no.share:.1%}"]
-            yield _format_cells([f"`{test}`", f"`{env}`", name, truth, *rates, control.pattern, claims[control.claim]])
+            yield _format_cells([f"`{test}`", f"`{env}`", name, truth, *rates, control.pattern, CLAIMS[control.claim]])
+
+
+def _combined_claim(controls: Sequence[ControlResult]) -> str:
+    """Whether the required error rates are met for every control."""
+    claims = [control.claim for control in controls]
+    return CLAIMS["no" if "no" in claims else "undetermined" if "undetermined" in claims else "yes"]
 
 
 def _heading(titles: Sequence[str]) -> list[str]:
