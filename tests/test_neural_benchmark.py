@@ -223,8 +223,9 @@ def test_the_noise_of_a_model_is_none_of_the_lifetime():
 
 
 def test_settings_of_ppo_are_those_that_are_published_for_the_environment():
-    ppo = {name: rejax_baselines.settings_of("ppo", f"gymnax:{name}") for name in ("Catch-bsuite", "CartPole-v1")}
-    assert [(ppo[name]["num_envs"], ppo[name]["max_grad_norm"]) for name in ppo] == [(16, 1.0), (8, 0.5)]
+    names = ("Catch-bsuite", "MemoryChain-bsuite", "CartPole-v1")
+    ppo = {name: rejax_baselines.settings_of("ppo", f"gymnax:{name}") for name in names}
+    assert [(ppo[name]["num_envs"], ppo[name]["max_grad_norm"]) for name in ppo] == [(16, 1.0), (8, 0.5), (8, 100.0)]
     assert rejax_baselines.settings_of("ppo", "gymnax:Breakout-MinAtar")["agent_kwargs"]["hidden_layer_sizes"][0] == 256
     assert rejax_baselines.settings_of("dqn", "gymnax:Catch-bsuite") == rejax_baselines.DQN_SETTINGS
     env_text = runpy.run_path(str(BENCHMARK))["BENCHMARKS"]["FourRooms"].env
