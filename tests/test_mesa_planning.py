@@ -20,7 +20,7 @@ from ontogeny.agents.relay_streams import (
     find_member,
     sample_batch,
 )
-from ontogeny.agents.stream_training import ContentSettings, build_content
+from ontogeny.agents.stream_training import ContentSettings, TrainingState, build_content, train_on_streams
 from ontogeny.agents.tabular_learner import to_graph_state
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
@@ -401,6 +401,22 @@ def test_a_content_in_a_file_of_its_own_is_trained_and_measured(tmp_path):
     assert record["measures"]["look-up"] < 0.5 and "host pull" in record["measures"]
     assert not any(name.startswith("interchange") for name in record["measures"])
     assert record["num_curve_streams"].keys() == record["curve"][0].keys() - {"updates"}
+
+
+def test_an_update_of_the_latent_predictor_on_streams_keeps_shapes_and_precision(streams):
+    """The state-space model of `neural_model_based` is an architecture of the experiment by its name alone."""
+    content = build_content(ContentSettings("latent_predictor", width=16), PARAMS, LAYOUT)
+
+    def train(key: Array) -> tuple[TrainingState, TrainingState]:
+        weights = content.init(key)
+        state = TrainingState(weights, content.init_scratch(weights))
+        batches = jax.tree.map(lambda leaf: leaf[None], streams)
+        return state, train_on_streams(content, LAYOUT, jnp.bool_(True), state, batches, jnp.zeros(1), "bfloat16")
+
+    before, after = jax.eval_shape(train, jax.random.key(0))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_content_that_cannot_predict_a_stream_is_refused():

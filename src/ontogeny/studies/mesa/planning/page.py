@@ -102,13 +102,8 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
 def _member_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
     """The index of the last layer of choices that are predicted for each agent; empty where it was not measured."""
     layer = f"layer {depth}"
-    measure_names = {name for runs in cells.values() for run in runs for name in run["measures"]}
-    prefix, suffix = index_as("|", layer).split("|")
-    algorithms = sorted(
-        name.removeprefix(prefix).removesuffix(suffix)
-        for name in measure_names
-        if name.startswith(prefix) and name.endswith(suffix)
-    )
+    measured = {name for runs in cells.values() for run in runs for name in run["measures"]}
+    algorithms = [name for name in experiment.labels if index_as(name, layer) in measured]
     entries = [
         [
             _cell_label(experiment, name),
@@ -120,7 +115,7 @@ def _member_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Reco
     if not entries:
         return Markup()
     caption = f"Depth {depth}: the index of {layer}, at once, of content that is asked about each agent by its name"
-    titles = ["stream", *(algorithm.replace("_", " ") for algorithm in algorithms)]
+    titles = ["stream", *map(experiment.label, algorithms)]
     return page.table(caption, titles, entries, numeric=tuple(range(1, len(titles))))
 
 
