@@ -308,6 +308,7 @@ def record(planners):
         return analysis.analyze_choices(planners, num_groups=1)
 
 
+@pytest.mark.slow
 def test_model_organisms_are_recovered_as_far_as_models_can_be_distinguished():
     choices, models = make_choices(num_trials=200), two_step.build_models(False)
     organisms = [simulate_organisms(model, choices) for model in models]
@@ -378,21 +379,31 @@ def test_zero_is_an_arm_of_a_bandit_unless_it_is_a_missing_value(read):
     assert marked.num_arms == 2 and marked.trials.is_complete.sum() == 40 and marked.trials.reward.max() == 1
 
 
+def simulate_run(env, header, folder):
+    """The choices of a run in an environment, which is trained for the purpose."""
+    spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
+    train(parse_run_spec(spec), folder)
+    text = simulate_choices(folder, num_lifetimes=6, seed=0)
+    assert text.startswith(f"subject,trial,{header}\nlifetime 1,1,")
+    choices = reading.read_choices(folder, text=text)
+    assert len(choices.participants) == 6 and choices.trials.is_complete.all()
+    return choices
+
+
+@pytest.mark.parametrize(
+    ("settings", "header"),
+    [
+        pytest.param("num_trials=20", "choice,state,reward", marks=pytest.mark.slow),
+        ("num_trials=20,has_second_choice=True", "choice,state,choice2,reward"),
+    ],
+)
+def test_choices_of_a_run_in_the_two_step_task_are_read_like_a_file(settings, header, tmp_path):
+    choices = simulate_run(f"two_step:{settings}", header, tmp_path / "run")
+    assert 0.7 < choices.is_common.mean() < 0.9
+
+
 def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys):
-    environments = (
-        ("two_step:num_trials=20", "choice,state,reward"),
-        ("two_step:num_trials=20,has_second_choice=True", "choice,state,choice2,reward"),
-        ("bandit:num_arms=3,num_pulls=60", "choice,reward"),
-    )
-    for env, header in environments:
-        spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
-        folder = tmp_path / f"{env[:3]}{len(header)}"
-        train(parse_run_spec(spec), folder)
-        text = simulate_choices(folder, num_lifetimes=6, seed=0)
-        assert text.startswith(f"subject,trial,{header}\nlifetime 1,1,")
-        choices = reading.read_choices(folder, text=text)
-        assert len(choices.participants) == 6 and choices.trials.is_complete.all()
-        assert choices.task == "bandit" or 0.7 < choices.is_common.mean() < 0.9
+    assert simulate_run("bandit:num_arms=3,num_pulls=60", "choice,reward", tmp_path / "ban13").task == "bandit"
     monkeypatch.chdir(tmp_path)
     shorten_fits(monkeypatch)
     arguments = ["behavior", "ban13", "--num-lifetimes", "6", "--num-groups", "1", "--out", "out"]

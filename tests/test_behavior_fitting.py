@@ -17,7 +17,7 @@ from ontogeny.audit.behavior.likelihood import estimate_transitions, log_likelih
 pytestmark = pytest.mark.computes
 
 MODELS = (*two_step.build_models(False), *two_step.build_models(True), *bandit.build_models(3))
-DIFFERENTIATED = (2, 3, 11, 13, 16)  # successor, latent_state, hybrid with second choices, and two of a bandit
+DIFFERENTIATED = (3, 11, 13)  # latent_state, hybrid with second choices, and one of a bandit; all others are slow
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 TRANSITIONS = np.float32([[0.7, 0.3], [0.3, 0.7]])
 
@@ -93,16 +93,16 @@ def test_a_contained_model_is_the_larger_one_with_some_parameters_at_zero(model,
 
 def test_recovery_fits_simulated_participants_from_the_starting_points_of_participants():
     """Nothing but the simulated trials enters, so that recovery cannot profit from the true parameters."""
-    models = [model for model in MODELS[:6] if model.name in ("repetition", "model_based", "hybrid")]
+    models = [model for model in MODELS[:6] if model.name in ("repetition", "model_based")]
     random, lines = np.random.default_rng(0), ["subject,trial,choice,state,reward"]
     for participant, trial in np.ndindex(3, 60):
         lines.append(f"s{participant},{trial},{random.integers(2)},{random.integers(2)},{random.integers(2)}")
     choices = reading.read_choices(Path("choices.csv"), text="\n".join(lines) + "\n")
-    result = compare_models(models, choices, num_groups=1, num_starts=6)
+    result = compare_models(models, choices, num_groups=1, num_starts=2)
     parts = [result.simulations[model.name] for model in models]
     trials = jax.tree.map(lambda *trials: np.concatenate(trials), *(part.trials for part in parts))
     participant = np.concatenate([part.participant for part in parts])
-    fits = fit_models(models, trials, estimate_transitions(choices)[participant], num_starts=6)
+    fits = fit_models(models, trials, estimate_transitions(choices)[participant], num_starts=2)
     np.testing.assert_array_equal(
         np.stack([fit.bic for fit in fits]).ravel(), np.moveaxis(result.simulation_bic, 1, 0).ravel()
     )

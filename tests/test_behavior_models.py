@@ -103,6 +103,7 @@ def random_choices():
     return simulate_two_step(lambda random, history: int(random.random() < 0.6), 6, 80)
 
 
+@pytest.mark.slow
 def test_recovery_uses_the_fitted_parameters_of_the_subjects(random_choices):
     """Planners who choose at random cannot be recognized, whatever planners of other parameters would do."""
     models = models_named("repetition", "model_based")
@@ -255,6 +256,7 @@ def test_a_verdict_of_planning_needs_impostors_that_are_recognized():
     assert verdict.verdict == "undetermined" and "latent-state" in verdict.reason
 
 
+@pytest.mark.slow
 def test_planning_of_one_participant_needs_an_interaction_over_its_trials():
     """A single participant has no interval over participants."""
     models, bic = models_named("repetition", "latent_state", "model_based"), np.zeros((3, 3, 40))
@@ -299,6 +301,7 @@ def test_a_summed_bic_is_no_verdict_where_another_model_is_best_for_more_partici
     assert "model-based, which is best for 2 of 10 participants only" in text
 
 
+@pytest.mark.slow
 def test_the_page_answers_whether_participants_learn_and_plan(learners):
     record = analysis.analyze_choices(learners, num_groups=1, num_starts=4)
     html = page.render(record, "Choices")

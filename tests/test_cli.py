@@ -335,7 +335,7 @@ def test_a_wrong_option_names_the_help_of_its_command(call_cli, words):
 
 def test_results_do_not_depend_on_the_number_of_processors_with_num_host_devices(tmp_path):
     arguments = ["train", "--agent", "recurrent:hidden_size=24", "--env", "bandit", "--num-host-devices", "2"]
-    arguments += ["--development", "evolution:population_size=8,num_lifetimes=4,num_generations=10", "--out"]
+    arguments += ["--development", "evolution:population_size=8,num_lifetimes=4,num_generations=2", "--out"]
 
     def train_on(processors):
         code = f"import os, runpy; os.sched_setaffinity(0, {processors}); "

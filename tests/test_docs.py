@@ -27,6 +27,7 @@ from pages import (
 from serving import ROOT
 
 TUTORIALS = ("bandit", "own-environment-and-agent", "own-gymnasium-environment", "learn-from-users")
+QUICK_TUTORIALS = ("bandit", "own-environment-and-agent")
 BUILT_REFERENCE = DOCS / "_build" / "html" / "reference" / "cli.html"
 
 
@@ -112,8 +113,11 @@ def test_every_object_that_a_page_names_exists(page):
             pkgutil.resolve_name(f"ontogeny.{name}")
 
 
-@pytest.mark.parametrize("name", TUTORIALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_TUTORIALS else pytest.mark.slow) for name in TUTORIALS]
+)
 def test_a_tutorial_runs_as_written(name, reader):
+    """The commands and options of all pages are checked above; `make test-slow` follows the long tutorials."""
     page = DOCS / "tutorials" / f"{name}.md"
     if "from openai" in page.read_text(encoding="utf-8"):
         pytest.importorskip("openai")

@@ -114,11 +114,11 @@ def answer(engine, request):
 def test_answers_are_batch_invariant_alone_among_63_others_and_in_any_order(engine, weights):
     numbers = list(range(64))
     together = answer_all(engine, [random_request(n, weights) for n in numbers])
-    for seed in range(3):
+    for seed in range(2):
         random.Random(seed).shuffle(numbers)
         shuffled = answer_all(engine, [random_request(n, weights) for n in numbers])
         assert all(result == together[n] for n, result in zip(numbers, shuffled, strict=True))
-    for number in numbers[:16]:
+    for number in numbers[:8]:
         assert answer(engine, random_request(number, weights)) == together[number]
 
 

@@ -18,7 +18,7 @@ from ontogeny.types import BadInput, TimeStep
 
 
 @pytest.mark.parametrize("name", plugins.list_buildable("environments"))
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_env_satisfies_its_contract(name, seed):
     contracts.check_env(plugins.build("environments", name), seed)
 

@@ -67,7 +67,7 @@ def run(development):
 
 
 def test_one_call_of_four_generations_equals_four_calls_of_one():
-    one_call, four_calls = (run(build_development(generations_per_call=calls)[0]) for calls in (4, 1))
+    one_call, four_calls = (run(build_development("recurrent", generations_per_call=calls)[0]) for calls in (4, 1))
     assert trees.bitwise_equal(one_call, four_calls)
 
 

@@ -86,6 +86,7 @@ def test_the_full_study_plans_fingerprints(group, tmp_path):
     assert set(fingerprint.record_ids("planner", group)) <= planned_ids(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_two_step_task_is_recorded_with_reference_learners(monkeypatch, tmp_path):
     build = two_step_regression.build
     monkeypatch.setattr(two_step_regression, "build", lambda: build(num_lifetimes=60))

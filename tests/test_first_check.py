@@ -313,7 +313,12 @@ environments = ["coins"]
             AGENT,
             "coins.py', `horizon` in the spec of 'coins' must be at least 1",
         ),
-        (ENV.replace("jnp.float32(0))", "jnp.float32(0.9))"), AGENT, "coins.py', the discount after step 1 is 0.9"),
+        pytest.param(
+            ENV.replace("jnp.float32(0))", "jnp.float32(0.9))"),
+            AGENT,
+            "coins.py', the discount after step 1 is 0.9",
+            marks=pytest.mark.slow,
+        ),
         (ENV, LEARNER.replace(", learning=True", ""), "own.py', `learn` changed weights although `learning` is False"),
     ],
 )

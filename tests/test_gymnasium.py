@@ -175,6 +175,7 @@ def test_a_twin_has_the_same_policy_gradient(monkeypatch):
     assert infos[0] == pytest.approx(infos[1], rel=1e-4) and infos[0]["entropy"] > 0
 
 
+@pytest.mark.slow
 def test_a_twin_has_the_same_attribution():
     env = build_walk(num_steps=24)
     twin = from_gymnasium(partial(Twin, env), "twin", steps=24)
@@ -547,7 +548,9 @@ def test_a_file_of_a_user_makes_the_objects_itself(tmp_path, monkeypatch):
         'def build(*, pay: float = 2.0):\n    return from_gymnasium(lambda: Signals(pay=pay), "mine", steps=12)\n'
     )
     monkeypatch.syspath_prepend(PLUGINS)
-    run = develop_and_audit({"name": str(file), "settings": {"pay": 3.0}}, tmp_path)
+    development = "evolution:population_size=4,num_lifetimes=2,num_generations=1"
+    spec = {"agent": "recurrent:hidden_size=2", "env": {"name": str(file), "settings": {"pay": 3.0}}}
+    run = train(parse_run_spec(spec | {"development": development}), tmp_path / "run")
     saved_agent = read_saved_agent(run)
     assert (run / "files" / "env" / "mine.py").exists() and saved_agent.assembly.env.spec.name == "mine"
     assert {step.score for seed in range(5) for step in deploy(saved_agent, seed=seed)} == {0.0, 3.0}

@@ -239,7 +239,12 @@ def test_a_lifetime_is_over_after_its_last_episode():
     ("provider", "agent", "development"),
     [
         ("gymnax", "random", "single_lifetime:num_generations=3,num_lifetimes=8"),
-        ("gymnax", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
+        pytest.param(
+            "gymnax",
+            "recurrent:hidden_size=2",
+            "evolution:population_size=4,num_lifetimes=2,num_generations=3",
+            marks=pytest.mark.slow,
+        ),
         ("gymnasium", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
     ],
 )

@@ -37,7 +37,7 @@ def subject(name, **settings):
     predictor = build(name, **settings)
     inputs = np.random.default_rng(1).normal(size=(LENGTH, NUM_INPUTS)).astype(np.float32)
     inputs[:, -1] = np.isin(np.arange(LENGTH), [0, 8])
-    return predictor, perturb(predictor.init(jax.random.key(0))), jnp.array(inputs)
+    return predictor, perturb(jax.jit(predictor.init)(jax.random.key(0))), jnp.array(inputs)
 
 
 def plain_causal_transformer(weights, inputs, num_heads, window_length):
@@ -71,7 +71,7 @@ def test_causal_transformer_agrees_with_its_own_equations_to_1e_5(num_blocks):
     expected = plain_causal_transformer(
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), weights), np.asarray(inputs, np.float64), 2, 5
     )
-    np.testing.assert_allclose(predictor.query_sequence(weights, inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(predictor.query_sequence)(weights, inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3])
@@ -83,7 +83,7 @@ def test_predictions_by_step_equal_predictions_by_sequence_at_every_depth(num_bl
 
     _, by_step = jax.jit(lambda: jax.lax.scan(step, predictor.init_memory(), inputs))()
     assert float(jnp.std(by_step)) > 0.05
-    np.testing.assert_allclose(by_step, predictor.query_sequence(weights, inputs), atol=2e-5)
+    np.testing.assert_allclose(by_step, jax.jit(predictor.query_sequence)(weights, inputs), atol=2e-5)
 
 
 def test_what_all_blocks_add_at_first_does_not_grow_with_their_number():
@@ -92,7 +92,12 @@ def test_what_all_blocks_add_at_first_does_not_grow_with_their_number():
 
     def added_size(num_blocks):
         predictor = causal_transformer.build(40, 3, width=64, num_heads=4, num_blocks=num_blocks)
-        _, streams = predictor.query_edited(predictor.init(jax.random.key(0)), inputs, lambda level, stream: stream)
+
+        @jax.jit
+        def streams_of(key):
+            return predictor.query_edited(predictor.init(key), inputs, lambda level, stream: stream)[1]
+
+        streams = streams_of(jax.random.key(0))
         return float(jnp.std(streams[-1] - streams[0]))
 
     assert 0.8 < added_size(4) / added_size(1) < 1.3
@@ -191,12 +196,12 @@ def test_an_optimizer_of_no_known_kind_is_rejected():
 def test_muon_moves_the_matrices_of_the_blocks_by_orthogonal_steps_and_adam_all_other_weights():
     """A step of Muon has singular values near 1, times 0.2 and the root of the longer side (Liu et al. 2025)."""
     predictor = build("causal_transformer", optimizer="muon", width=16, num_blocks=2, learning_rate=0.1)
-    weights = predictor.init(jax.random.key(0))
+    weights = jax.jit(predictor.init)(jax.random.key(0))
     weights = weights._replace(readout=0.3 * jax.random.normal(jax.random.key(1), weights.readout.shape))
     classes = jax.random.randint(jax.random.key(2), (4, LENGTH), 0, NUM_OUTPUTS)
     inputs = jax.random.normal(jax.random.key(3), (4, LENGTH, NUM_OUTPUTS + 1)).at[..., -1].set(0.0)
     batch = PredictionBatch(inputs, classes, jnp.ones((4, LENGTH)), jnp.ones((4, LENGTH)))
-    changed, _ = predictor.update(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
+    changed, _ = jax.jit(predictor.update)(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
     steps = jax.tree.map(lambda after, before: np.asarray(after - before) / 0.1, changed, weights)
     for block in steps.blocks:
         for matrix in (block.attn_qkv, block.out_proj, block.up, block.down):
@@ -216,7 +221,7 @@ def test_a_transformer_without_blocks_is_rejected():
 def test_an_edit_that_changes_nothing_changes_no_prediction(name):
     predictor, weights, inputs = subject(name)
     logits, streams = predictor.query_edited(weights, inputs, lambda level, stream: stream)
-    np.testing.assert_allclose(logits, predictor.query_sequence(weights, inputs), atol=1e-6)
+    np.testing.assert_allclose(logits, jax.jit(predictor.query_sequence)(weights, inputs), atol=1e-6)
     levels, size = {"gru": (1, 6), "causal_transformer": (3, 8)}[name]
     assert streams.shape == (levels, LENGTH, size) and float(jnp.std(streams)) > 0.05
 

@@ -325,7 +325,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
 
 
 def test_every_interleaving_ends_like_a_replay():
-    run_state_machine_as_test(LearnerWithRequests, settings=settings(max_examples=30, stateful_step_count=40))
+    run_state_machine_as_test(LearnerWithRequests, settings=settings(max_examples=12, stateful_step_count=40))
 
 
 def open_branches(folder: Path, learner: BranchLearner | None = None, **limits: int) -> BranchManager:

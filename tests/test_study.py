@@ -364,7 +364,7 @@ def test_a_users_plugin_file_belongs_to_the_study_and_has_no_published_scores(tm
         runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_study_that_was_killed_in_its_first_record_resumes(finished, spec_path, tmp_path, share):
     first = start_like(finished[0], tmp_path)[0]
     (tmp_path / RECORDS_FILE).write_bytes(first[: int(share * len(first))])

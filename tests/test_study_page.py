@@ -323,7 +323,13 @@ def test_missing_records_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["environment", "development", "evaluation", "difference", "upper_bound", "recorded_lifetime"]
+    "kind",
+    [
+        "environment",
+        "development",
+        "evaluation",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("difference", "upper_bound", "recorded_lifetime")),
+    ],
 )
 def test_a_page_is_written_with_any_record_missing(tmp_path, kind):
     for i, record in enumerate(small()):
@@ -421,7 +427,7 @@ def test_an_interval_that_is_cut_at_the_axis_ends_in_a_triangle(low, high, trian
         assert [line.get_marker() for line in axes.lines if line.get_marker() in ("<", ">")] == triangles
 
 
-@pytest.mark.parametrize("approach", ["evolution", "baseline"])
+@pytest.mark.parametrize("approach", ["evolution", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_a_sentence_and_a_table_state_the_differences_between_agents_of_one_approach(tmp_path, approach):
     page = page_of(tmp_path / "a", search_lengths(approach, 1.5))
     assert (

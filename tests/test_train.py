@@ -242,7 +242,7 @@ def kill_and_resume(undisturbed: Path, out: Path, cache: Path, num_kills: int) -
     num_effective = 0
     for size in sorted(generator.uniform(0, 0.95 * full_size) for _ in range(num_kills)):
         num_effective += kill_at(begin(out, cache), out / "records.jsonl", int(size), generator.uniform(0, 0.03))
-    assert num_effective >= num_kills - 1, "the run was over before it could be killed"
+    assert num_effective >= max(1, num_kills - 1), "the run was over before it could be killed"
     assert_same_run(undisturbed, finish(out, cache))
 
 
@@ -252,8 +252,9 @@ def undisturbed(tmp_path_factory):
     return finish(folder / "undisturbed", folder / "cache")
 
 
-def test_a_run_killed_three_times_ends_with_bitwise_equal_results(undisturbed, tmp_path):
-    kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=3)
+def test_a_killed_run_ends_with_bitwise_equal_results(undisturbed, tmp_path):
+    """One kill; the slow test makes 20."""
+    kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=1)
 
 
 @pytest.mark.slow
@@ -284,7 +285,10 @@ def test_a_fitness_that_is_not_finite_in_every_generation_ends_with_a_sentence(a
     assert not (tmp_path / "run" / "genome.json").exists()
 
 
-@pytest.mark.parametrize("env", ["bandit:num_arms=2,num_pulls=20", "gymnasium:CartPole-v1,episodes=1"])
+@pytest.mark.parametrize(
+    "env",
+    ["bandit:num_arms=2,num_pulls=20", pytest.param("gymnasium:CartPole-v1,episodes=1", marks=pytest.mark.slow)],
+)
 def test_a_single_lifetime_in_which_learning_diverges_ends_with_a_sentence(env, tmp_path):
     """The rewards are finite, so only what `learn` reports shows that the lifetime is without meaning."""
     agent = str(Path(__file__).parent / "plugins" / "diverging.py")
