@@ -260,7 +260,9 @@ def test_weights_of_another_training_are_refused(tmp_path, call_cli):
         build(weights=str(path), num_stream_steps=60, **SMALL)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=() if i % 6 == 0 else pytest.mark.slow) for i, cell in enumerate(CELLS)]
+)
 def test_the_content_of_every_cell_of_the_experiment_fits_the_host(cell):
     """The settings of a cell make the host accept its weights."""
     content, params = CELLS[cell].content, CELLS[cell].params

@@ -34,7 +34,10 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-SMALL_SETTINGS = {"content_planner": {"width": 8, "num_blocks": 1, "num_heads": 2}}
+SMALL_SETTINGS = {
+    "content_planner": {"width": 8, "num_blocks": 1, "num_heads": 2},
+    "neural_model_based": {"width": 8, "imagination_length": 2},
+}
 
 
 def accepted_envs(name, **agent_settings):

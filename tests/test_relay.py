@@ -120,7 +120,7 @@ def test_the_introduction_exposes_each_link_once_in_random_order_with_early_tria
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_exposures_force_the_action_and_show_what_the_link_leads_to(depth, seed):
     """Over settings that differ between lifetimes: one step to an outcome, or two steps of which the second is cut."""
     last = np.asarray(relay.is_last_layer(params_of(depth)))
@@ -427,7 +427,7 @@ def compiled_choices(name, depth):
     return jax.jit(jax.vmap(choose))
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ORGANISMS)
 def test_a_planner_follows_a_change_in_any_layer_and_other_learners_do_not(name, depth):
     """The share of choices that follow a link that changed and was exposed alone, by layer; no trial lies between."""
