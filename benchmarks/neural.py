@@ -101,9 +101,25 @@ BENCHMARKS = {
         "gymnax:Asterix-MinAtar", 2.5, 2.5, f"{BLINES}, 1 M steps: 2 to 2.5", 1_000_000, 1_000_000, 20, ("ppo",)
     ),
 }
+
+
+class Devaluation(NamedTuple):
+    """An outcome whose drive becomes -1 after a number of steps."""
+
+    env: str
+    feature: str
+    steps: int
+
+
+DEVALUATIONS = {
+    "Foraging": Devaluation("foraging:size=4,num_episodes=250", "food", 4_000),
+    "Catch": Devaluation("gymnax:Catch-bsuite", "env_reward", 8_000),
+    "FourRooms": Devaluation(VISUAL_GRID, "env_reward", 8_000),
+    "MemoryChain": Devaluation("gymnax:MemoryChain-bsuite", "env_reward", 6_000),
+}
+ENVIRONMENTS = tuple(dict.fromkeys([*BENCHMARKS, *DEVALUATIONS]))
 ROWS = ("curves", "drift", "calibration", "devaluation", "stability")
 STABILITY_DRIFT, STABILITY_INTERVAL, STABILITY_STEPS = "actions reversed every", 25_000, 1_000_000
-DEVALUATION_ENV, DEVALUATION, DEVALUATION_STEPS = "foraging:size=4,num_episodes=250", ("food", -1.0), 4000
 
 
 class Job(NamedTuple):
@@ -111,7 +127,7 @@ class Job(NamedTuple):
 
     row: str
     environment: str
-    learner: str  # or the drift, or the width
+    learner: str  # or the drift, the width, or the devalued outcome feature
     seed: int
     num_steps: int
     settings: str  # of the agent
@@ -129,10 +145,13 @@ def list_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """All jobs of a command; seeds come first, so that seeds take turns."""
     seeds = [options.first_seed + index for index in range(options.seeds)]
     for seed in seeds:
-        if "devaluation" in options.rows:
-            num_steps = options.steps or DEVALUATION_STEPS
-            yield Job("devaluation", DEVALUATION_ENV, DEVALUATION[0], seed, num_steps, options.settings)
-        for name in options.environment:
+        for name, devaluation in DEVALUATIONS.items():
+            if "devaluation" in options.rows and name in (options.environment or DEVALUATIONS):
+                num_steps = options.steps or devaluation.steps
+                yield Job("devaluation", name, devaluation.feature, seed, num_steps, options.settings)
+        for name in options.environment or list(BENCHMARKS)[:5]:
+            if name not in BENCHMARKS:
+                continue
             benchmark = BENCHMARKS[name]
             settings = ",".join(filter(None, (benchmark.agent_settings, options.settings)))
             steps = options.steps or benchmark.steps
@@ -168,11 +187,17 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
     return identity | fields | seconds | {"cpu_seconds": round(time.process_time() - cpu_started, 1)}
 
 
+def env_of(row: str, environment: str) -> str:
+    """The environment of a row, in the syntax of the command line; empty where earlier versions had another name."""
+    named = (DEVALUATIONS if row == "devaluation" else BENCHMARKS).get(environment)
+    return named.env if named else ""
+
+
 def describe_origin(job: Job) -> dict[str, Any]:
     """What a record depends on beside its job: the text of the environment, and the settings of a baseline."""
     from ontogeny.studies.neural import learners, rejax_baselines
 
-    env = DEVALUATION_ENV if job.row == "devaluation" else BENCHMARKS[job.environment].env
+    env = env_of(job.row, job.environment)
     settings = None
     if learners.is_baseline(job.learner):
         settings = rejax_baselines.settings_of(job.learner, env.partition(",")[0])
@@ -185,9 +210,12 @@ def measure_devaluation(job: Job) -> dict[str, Any]:
     from ontogeny.studies.neural import devaluation
 
     settings = plugins.parse(":".join(filter(None, (AGENT, job.settings))))[1]
+    env, num_test_steps = env_of(job.row, job.environment), job.num_steps // 10
+    if env.startswith("gymnax:"):
+        env += f",steps={job.num_steps + num_test_steps}"
     return {
         "amounts": devaluation.measure_devaluation(
-            job.environment, job.seed, job.num_steps, *DEVALUATION, num_test_steps=job.num_steps // 10, **settings
+            env, job.seed, job.num_steps, job.learner, -1.0, num_test_steps=num_test_steps, **settings
         )
     }
 
@@ -379,7 +407,7 @@ def setting_of(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What all lines of a group state."""
     first = group[0]
     fields = {name: first[name] for name in ("environment", "learner", "num_steps", "settings")}
-    env = DEVALUATION_ENV if first["row"] == "devaluation" else BENCHMARKS[first["environment"]].env
+    env = env_of(first["row"], first["environment"])
     return fields | {"env": env, "seeds": sorted(r["seed"] for r in group)}
 
 
@@ -449,7 +477,8 @@ def devaluation_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
     seconds = sum(record["seconds"] for record in group)
     for condition in group[0]["amounts"]:
         values = [record["amounts"][condition] for record in group]
-        yield make_line(f"devaluation/{condition}", values, "food per episode", seconds, setting_of(group))
+        name = f"devaluation/{group[0]['environment']}/{condition}"
+        yield make_line(name, values, f"{group[0]['learner']} per episode", seconds, setting_of(group))
 
 
 def stability_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -493,7 +522,9 @@ COLLECTORS = {
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--environment", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS)[:5])
+    parser.add_argument(
+        "--environment", nargs="+", choices=ENVIRONMENTS, help="default: all that a row has, of curves the first five"
+    )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["curves"])
     parser.add_argument("--learners", nargs="+", help="only these, such as ppo neural_model_based; default: all")
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), help="of the row calibration")

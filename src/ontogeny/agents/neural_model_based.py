@@ -176,7 +176,8 @@ def count_updates(updates_per_step: Fraction, num_steps: Int32[Array, "*batch"])
 def retrain_policy(params: NeuralParams, key: Key, state: State, num_updates: int) -> State:
     """Trains actor and critic in imagination alone, such as after a change of the drives.
 
-    It takes no step in the environment, and does not update the model.
+    It takes no step in the environment, does not update the model, and learns from no replayed action. With the
+    ablation `no_imagination` it learns from replayed steps alone.
 
     Args:
         params: With the steering that counts from now on.
@@ -184,6 +185,7 @@ def retrain_policy(params: NeuralParams, key: Key, state: State, num_updates: in
         state: Its experience is where the imagined trajectories start.
         num_updates: Updates of actor and critic.
     """
+    params = params._replace(settings=params.settings._replace(imagination_share=1.0))
     scratch: NeuralScratch = state.weights.scratch
     model = state.weights.content.model
 

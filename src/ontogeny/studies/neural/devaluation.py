@@ -65,23 +65,25 @@ def measure_devaluation(
 ) -> dict[str, float]:
     """How much of an outcome agents bring about per episode, before and after its drive changes.
 
-    Two agents learn for one lifetime each, with the drives that the environment proposes. Then the drive of one outcome
-    feature changes. In all conditions but the last, nothing is learned from then on from steps in the environment.
+    The agent learns for one lifetime, with the drives that the environment proposes, and so does a tabular model-free
+    agent where observations are numbers. Then the drive of one outcome feature changes. In all conditions but the last,
+    nothing is learned from then on from steps in the environment.
 
     Args:
-        env_text: An environment with numbered observations, such as `foraging:num_episodes=250`.
+        env_text: Such as `foraging:num_episodes=250` or `gymnax:Catch-bsuite,steps=9000`.
         seed: Determines the lifetime; both agents have the same task.
         num_steps: Of the lifetime before the change, at most those of the environment.
         feature: The outcome feature.
         weight: Its drive after the change.
         num_test_steps: After the change; the episode that it interrupts is not counted.
-        num_updates: Of actor and critic in imagination, for the condition `retrained in imagination`.
+        num_updates: Of actor and critic, in the two conditions in which they are trained for the new drives.
         settings: Of `neural_model_based`.
 
     Returns:
         The amount of the feature per episode: `before`, of the policy in the last steps before the change; `as before`,
-        of the same policy after it; `retrained in imagination`; `search`, in which a tree search with the new drives
-        begins with the old policy; and for the model-free agent `model-free, before`, `model-free, frozen`, and
+        of the same policy after it; `retrained in imagination`; `retrained on replayed steps`, whose rewards are those
+        of the new drives, without imagination; `search`, in which a tree search with the new drives begins with the old
+        policy; and for the model-free agent `model-free, before`, `model-free, frozen`, and
         `model-free, online`, in which it learns from new steps.
 
     Raises:
@@ -96,15 +98,22 @@ def measure_devaluation(
     lifetime, before = _learn(choice, env, seed, num_steps)
     agent = make_agent(AGENT, env, drives, **settings)
     planner = make_agent(AGENT, env, drives, **settings | {"planner": "search"})
-    retrained = _retrain(env, drives, lifetime, num_updates, settings)
-    free_lifetime, free_before = _learn(MODEL_FREE, env, seed, num_steps)
-    free_agent = make_agent(MODEL_FREE, env, drives)
+    retrain = partial(_retrain, env, drives, lifetime, num_updates)
     test = partial(_continue, drives=drives, num_steps=num_test_steps)
-    return {
+    amounts = {
         "before": amount(before, num_test_steps),
         "as before": amount(test(lifetime, agent, learning=False)),
-        "retrained in imagination": amount(test(retrained, agent, learning=False)),
+        "retrained in imagination": amount(test(retrain(settings), agent, learning=False)),
+        "retrained on replayed steps": amount(
+            test(retrain(settings | {"ablation": "no_imagination"}), agent, learning=False)
+        ),
         "search": amount(test(lifetime, planner, learning=False)),
+    }
+    if not env.spec.num_observations:
+        return amounts
+    free_lifetime, free_before = _learn(MODEL_FREE, env, seed, num_steps)
+    free_agent = make_agent(MODEL_FREE, env, drives)
+    return amounts | {
         "model-free, before": amount(free_before, num_test_steps),
         "model-free, frozen": amount(test(free_lifetime, free_agent, learning=False)),
         "model-free, online": amount(test(free_lifetime, free_agent, learning=True)),
@@ -134,7 +143,7 @@ def _continue(lifetime: Lifetime, agent: Agent, *, drives: Steering, num_steps: 
 def _retrain(
     env: Environment, drives: Steering, lifetime: Lifetime, num_updates: int, settings: dict[str, Any]
 ) -> Lifetime:
-    """The lifetime with a policy that was trained for the new drives in imagination alone."""
+    """The lifetime with a policy that was trained for the new drives, without a step in the environment."""
     complete = plugins.default_settings("agents", AGENT) | settings
     params = neural_model_based.make_params(env.spec, drives, NeuralSettings(**complete))
     retrain = jax.jit(partial(neural_model_based.retrain_policy, params), static_argnums=2)
