@@ -36,9 +36,10 @@ SETTINGS = NeuralSettings(
     planner="imagination",
     exploration_bonus=0.01,
     entropy_weight=3e-3,
-    num_warm_up_steps=32,
+    latents="sampled",
     ablation="no_imagination",
 )
+SHAPE = latent_model.model_shape(SPEC, SETTINGS.width)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -191,7 +192,7 @@ def test_hidden_activations_are_those_that_the_outputs_are_computed_from(params:
 def test_a_layer_that_no_longer_reacts_and_weights_that_moved_are_detected(params: NeuralParams, state: State):
     del params
     key, content = jax.random.key(2), state.weights.content
-    measured = stability.measure_plasticity(key, SPEC, state, state)
+    measured = stability.measure_plasticity(key, SHAPE, state, state)
     assert len(measured["layers"]) == 10 and measured["layers"]["ensemble"]["num_units"] == 8 * outcome_ensemble.WIDTH
     assert all(layer["effective_rank"] > 1.5 for layer in measured["layers"].values())
     assert set(measured["weight_distance"].values()) == {0.0} and min(measured["weight_norm"].values()) > 1
@@ -203,7 +204,7 @@ def test_a_layer_that_no_longer_reacts_and_weights_that_moved_are_detected(param
         ensemble=dead.ensemble._replace(prior=jax.tree.map(lambda leaf: leaf + 1, dead.ensemble.prior)),
     )
     after = State(state.weights._replace(content=dead), state.activations)
-    measured_dead = stability.measure_plasticity(key, SPEC, state, after)
+    measured_dead = stability.measure_plasticity(key, SHAPE, state, after)
     layers, layers_dead = measured["layers"], measured_dead["layers"]
     assert layers_dead["critic"] == {"num_units": 16, "num_dormant": 16, "num_constant": 16, "effective_rank": 0.0}
     assert all(layers_dead[name] == layers[name] for name in layers if name != "critic")
@@ -242,7 +243,7 @@ def test_measurements_between_segments_are_saved_with_the_lifetime(tmp_path, mon
 
 def test_lines_of_stability_state_the_last_twentieth_and_all_of_them(state: State):
     benchmark = runpy.run_path(str(BENCHMARK))
-    measured = stability.measure_plasticity(jax.random.key(2), SPEC, state, state)
+    measured = stability.measure_plasticity(jax.random.key(2), SHAPE, state, state)
     records = []
     for seed in (0, 1):
         plasticity_by_part = [measured | {"dormant_share": 0.1 * (part + seed)} for part in range(3)]
@@ -272,7 +273,7 @@ def test_lines_of_stability_state_the_last_twentieth_and_all_of_them(state: Stat
 @pytest.mark.slow
 def test_the_benchmark_measures_stability(tmp_path, capsys):
     benchmark, out = runpy.run_path(str(BENCHMARK)), tmp_path / "neural.jsonl"
-    settings = "width=8,num_warm_up_steps=32,ablation=no_imagination,exploration_bonus=0"
+    settings = "width=8,ablation=no_imagination,exploration_bonus=0"
     arguments = ["--rows", "stability", "--environment", "Catch", "--seeds", "1", "--steps", "160", "--interval", "40"]
     benchmark["main"]([*arguments, "--settings", settings, "--out", str(out)])
     lines = {line["name"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -32,11 +32,12 @@ from ontogeny.studies.neural.learners import (
     build_env,
     lifetime_key,
     model_noise_key,
+    model_settings,
     run_lifetime,
 )
 from ontogeny.studies.neural.learning_curves import mean_by_part
 from ontogeny.studies.neural.measurements import AGENT, NUM_PARTS, reverse_repeatedly
-from ontogeny.types import EnvSpec, Key, PyTree, State
+from ontogeny.types import Key, PyTree, State
 
 NUM_SEQUENCES = 64  # of replayed steps, in which hidden layers are measured
 STATISTICS = ("observation_mean", "observation_variance", "num_updates")  # of the model, which no gradient changes
@@ -79,9 +80,10 @@ def measure_stability(
     env = reverse_repeatedly(build_env(env_text, steps=num_steps), interval)
     lifetime = LifetimeIdentity(agent_text, f"{env_text}, actions reversed every {interval} steps", seed, num_steps)
     sample_key = model_noise_key(lifetime_key(seed))
+    shape = latent_model.model_shape(env.spec, **model_settings(agent_text))
 
     def measure(initial: Carry, carry: Carry) -> dict[str, Any]:
-        return measure_plasticity(sample_key, env.spec, initial.state, carry.state)
+        return measure_plasticity(sample_key, shape, initial.state, carry.state)
 
     run, plasticity = run_lifetime(
         lifetime, env, checkpoint_folder, on_progress, num_segments=NUM_PARTS, measure=measure
@@ -95,12 +97,12 @@ def measure_stability(
     }
 
 
-def measure_plasticity(key: Key, spec: EnvSpec, initial: State, state: State) -> dict[str, Any]:
+def measure_plasticity(key: Key, shape: LatentModelShape, initial: State, state: State) -> dict[str, Any]:
     """The signs of a loss of plasticity in a state of the agent, on steps drawn from its replay.
 
     Args:
         key: Draws the steps.
-        spec: Of the environment, which gives the sizes of the layers.
+        shape: Of the model.
         initial: State at the beginning of the lifetime.
         state: Present state, after at least one step.
 
@@ -110,7 +112,6 @@ def measure_plasticity(key: Key, spec: EnvSpec, initial: State, state: State) ->
     """
     scratch: NeuralScratch = state.weights.scratch
     content: NeuralContent = state.weights.content
-    shape = latent_model.model_shape(spec, content.model.encoder.weight.shape[1])
     sample_key, state_key = jax.random.split(key)
     sampled = sample_experience(sample_key, scratch.experience, NUM_SEQUENCES, SEQUENCE_LENGTH)
     activations = hidden_activations(shape, state_key, content, sampled)
