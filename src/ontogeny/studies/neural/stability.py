@@ -102,7 +102,7 @@ def measure_plasticity(key: Key, shape: LatentModelShape, initial: State, state:
 
     Args:
         key: Draws the steps.
-        shape: Of the model.
+        shape: Sizes of the hidden layers, and which kind of latents a state holds.
         initial: State at the beginning of the lifetime.
         state: Present state, after at least one step.
 
