@@ -189,8 +189,8 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
 
 def env_of(row: str, environment: str) -> str:
     """The environment of a row, in the syntax of the command line; empty where earlier versions had another name."""
-    named = (DEVALUATIONS if row == "devaluation" else BENCHMARKS).get(environment)
-    return named.env if named else ""
+    entry = (DEVALUATIONS if row == "devaluation" else BENCHMARKS).get(environment)
+    return entry.env if entry else ""
 
 
 def describe_origin(job: Job) -> dict[str, Any]:
