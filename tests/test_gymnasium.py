@@ -161,7 +161,7 @@ def test_a_twin_has_the_same_policy_gradient(monkeypatch):
     for env in walks_of_three_episodes():
         steering = build_steering(env.spec)
         agent = make_agent("recurrent", env, steering, hidden_size=4)
-        budget = {"num_updates": 3, "num_lifetimes": 6, "updates_per_call": 3}
+        budget = {"num_updates": 2, "num_lifetimes": 6, "updates_per_call": 2}
         development = build_plugin("development", "policy_gradient", agent, env, steering, **budget)
         state = development.init(jax.random.key(0))
         for _ in range(development.num_calls):

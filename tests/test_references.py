@@ -162,7 +162,7 @@ def test_bandit_strategies_reject_envs_with_states():
     ("env", "agents", "num_lifetimes"),
     [
         ("bandit:num_arms=5,num_pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
-        ("random_mdp:num_episodes=10", ("psrl", "random"), 200),
+        pytest.param("random_mdp:num_episodes=10", ("psrl", "random"), 200, marks=pytest.mark.slow),
         pytest.param("two_step:num_trials=40", ("q_learning", "psrl", "random"), 200, marks=pytest.mark.slow),
         pytest.param(
             "foraging:size=3,num_episodes=5",

@@ -111,7 +111,7 @@ def count_examples(server, key=None):
     return len(server.get("/v1/models/story/examples", key)[1]["data"])
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
 def test_a_story_is_continued_and_learned(server, browser, width, scheme, tmp_path):
     opening = f"The agent came to door {width}."
     with opened_page(browser, server, width=width, scheme=scheme) as page:

@@ -356,6 +356,7 @@ def test_the_openai_client_receives_the_number_of_its_first_attempt(server, stat
     store.close()
 
 
+@pytest.mark.slow
 def test_a_retry_after_kill_9_teaches_once(run, tmp_path):
     state_dir = tmp_path / "state"
     key = create_key(state_dir)

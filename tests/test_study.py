@@ -228,6 +228,7 @@ drives = { food = -3.0, water = -3.0, energy = -3.0 }
 """
 
 
+@pytest.mark.slow
 def test_drives_change_the_reward_and_not_the_score(tmp_path):
     path = tmp_path / "steered.toml"
     path.write_text(STEERED, encoding="utf-8")

@@ -202,7 +202,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 # The tests below run the real command and kill it.
 
-EVOLUTION = "evolution:population_size=4,num_lifetimes=2,num_generations=120,generations_per_call=1"
+EVOLUTION = "evolution:population_size=4,num_lifetimes=2,num_generations=60,generations_per_call=1"
 COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:num_arms=2,num_pulls=5"]
 COMMAND += ["--checkpoint-interval", "0"]
 
