@@ -322,12 +322,12 @@ def numbered_transition(spec, t, action) -> Transition:
 
 
 def test_an_untrained_model_infers_states_as_in_acting_and_learn_takes_every_update_that_is_due(monkeypatch):
-    """Two updates of `learn` are two of `retrain_policy`, which uses the content that `act` reads."""
+    """Two updates of `learn` in imagination are two of `retrain_policy`, whatever the share of imagination."""
     monkeypatch.setattr(neural_model_based, "NUM_WARM_UP_STEPS", 1)
     settings = SETTINGS._replace(width=8, replay_ratio=300.0, imagination_length=2, ablation="untrained_model")
     reward = steering.build(VECTOR_SPEC)
     params = neural_model_based.make_params(VECTOR_SPEC, reward, settings)
-    agent = neural_model_based.build(VECTOR_SPEC, reward, **settings._asdict())
+    agent = neural_model_based.build(VECTOR_SPEC, reward, **settings._replace(imagination_share=1.0)._asdict())
     state = agent.init(jax.random.key(0), agent.genome(jax.random.key(1)))
     buffer = state.weights.scratch.experience
     for t in range(5):
