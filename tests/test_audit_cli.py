@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from ontogeny import cli
+from ontogeny.audit import calibration
 from ontogeny.audit.history import begin_audit, history_path, read_history
+from ontogeny.cli.audit import print_calibration
 from ontogeny.errors import BadInput
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -65,6 +67,18 @@ def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
         "win_stay": False,
     }
     assert record["calibration_splits"][0].keys() >= {"max_false_positive_rate", "min_power", "selected_on", "z"}
+
+
+def test_numbers_of_audits_that_differ_are_stated_and_long_names_keep_their_column(capsys):
+    def control(organism, num_audits):
+        rate = calibration.estimate_rate(num_audits, num_audits)
+        rates = (rate, rate._replace(num_verdicts=0), "", {}, 0.1)
+        return calibration.ControlResult("learns", "chain", organism, organism, True, False, *rates)
+
+    print_calibration([control("td_one", 200), control("latent_state_learner, distilled", 100)], [], [])
+    heading, first, second, _ = capsys.readouterr().out.splitlines()
+    assert heading.startswith("learns in chain: 100 to 200 audits of each control")
+    assert "latent_state_learner, distilled yes 100.0%" in first and first.index(" yes ") == second.index(" yes ")
 
 
 def test_an_agent_in_a_file_is_attributed_and_the_report_holds_every_seed_and_setting_tried(ontogeny, tmp_path):

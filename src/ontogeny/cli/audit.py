@@ -216,7 +216,7 @@ def calibrate(
         )
     splits = calibration.cross_validate_thresholds(results)
     claims = calibration.claim_error_rates(results)
-    _print_calibration(results, splits, claims)
+    print_calibration(results, splits, claims)
     for history in histories:
         history.end({"claims": claims})
         print_history(history)
@@ -346,18 +346,26 @@ def _print_attribution(name: str, result: "Attribution") -> None:
     typer.echo(f"  {result.summary}")
 
 
-def _print_calibration(results: "list[ControlResult]", splits: "list[CalibrationSplit]", claims: list[str]) -> None:
-    """Print the error rates of every test on every control, and what can be claimed about them."""
+def print_calibration(results: "list[ControlResult]", splits: "list[CalibrationSplit]", claims: list[str]) -> None:
+    """Print the error rates of every test on every control, and what can be claimed about them.
+
+    Args:
+        results: Of `calibration.calibrate`.
+        splits: Of `calibration.cross_validate_thresholds`.
+        claims: Of `calibration.claim_error_rates`.
+    """
     from ontogeny.audit.calibration import sort_worst_first
 
     for test, env in dict.fromkeys((control.test, control.env) for control in results):
         of_test = [control for control in results if (control.test, control.env) == (test, env)]
-        num_audits = max(control.yes.num_audits for control in of_test)
+        counts = sorted({control.yes.num_audits for control in of_test})
+        num_audits = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        width = max(30, *(len(control.organism) + 1 for control in of_test))
         seconds = sum(control.seconds_per_audit for control in of_test) / len(of_test)
         where = f" in {env}" if env else ""
         typer.echo(f"{test}{where}: {num_audits} audits of each control, {seconds:.2g} processor seconds per audit")
         for control in sort_worst_first(of_test):
-            typer.echo(f"  {_format_control(control)}")
+            typer.echo(f"  {_format_control(control, width)}")
     hours = sum(control.seconds_per_audit * control.yes.num_audits for control in results) / 3600
     for split in splits:
         typer.echo(f"  {_format_split(split)}")
@@ -383,10 +391,10 @@ def _format_split(split: "CalibrationSplit") -> str:
     return f"{selection}; on the other half {' and '.join(rates) or 'there are no controls'}"
 
 
-def _format_control(control: "ControlResult") -> str:
-    """One line of the calibration table: the rates of yes and no of a control."""
+def _format_control(control: "ControlResult", width: int) -> str:
+    """One line of the calibration table: the name of a control, padded to a width, and its rates of yes and no."""
     group = "positive" if control.positive else "negative"
     rate = (
         f"yes {control.yes.share:6.1%} ({control.yes.low:.1%} to {control.yes.high:.1%})   no {control.no.share:6.1%}"
     )
-    return f"{group}  {control.organism:<30}{rate}   {control.pattern}".rstrip()
+    return f"{group}  {control.organism:<{width}}{rate}   {control.pattern}".rstrip()
