@@ -104,7 +104,7 @@ def extract_links(folder: Path, cells: Sequence[str], num_runs: int, num_streams
 
     Args:
         folder: Of the study, with the weights of its runs.
-        cells: Names of the cells, of one depth and network at a time.
+        cells: Names of the cells.
         num_runs: Runs of each cell.
         num_streams: Test streams of a run.
         seed: Of the study, for the streams of its own measures.

@@ -23,7 +23,7 @@ def test_amounts_are_those_of_complete_episodes_after_the_first():
 
 
 @pytest.mark.slow
-def test_only_a_policy_that_is_retrained_in_imagination_avoids_a_devalued_outcome_at_once():
+def test_a_policy_that_is_retrained_in_imagination_avoids_a_devalued_outcome_at_once():
     amounts = devaluation.measure_devaluation(ENV, 100, 4000, "food", -1.0, num_test_steps=200)
     assert amounts["before"] > 0.8 and amounts["as before"] > 0.8
     assert amounts["retrained in imagination"] < 0.3

@@ -95,8 +95,9 @@ def build(
         planner: `imagination`: actions are samples of the policy; `search`: they are chosen by a tree search in the
             model that begins with the policy (needs the extra `search`).
         exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward, in units of
-            1 - `discount`, and 0 for none. With 1, the discounted bonuses of an endless lifetime in which everything
-            stays as uncertain as before learning add up to about 1 unit of reward.
+            1 - `discount`, or of 1 / steps of the lifetime where that is more; 0 for none. With 1, the discounted
+            bonuses of a lifetime in which everything stays as uncertain as before learning add up to about 1 unit of
+            reward at most.
         entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
         latents: What a latent state of the model holds: `sampled`: samples of categorical variables; `expected`: their
             probabilities, which are exact where nothing is random and blur what is.
