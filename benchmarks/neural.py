@@ -523,7 +523,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--environment", nargs="+", choices=ENVIRONMENTS, help="default: all of devaluation, of other rows the first five"
+        "--environment", nargs="+", choices=ENVIRONMENTS, help="default: all of devaluation, five of other rows"
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["curves"])
     parser.add_argument("--learners", nargs="+", help="only these, such as ppo neural_model_based; default: all")
