@@ -308,6 +308,8 @@ def run_jobs(options: argparse.Namespace) -> None:
     from ontogeny.studies.neural import learners, rejax_baselines
 
     jobs = list(list_jobs(options))
+    if not jobs:
+        raise BadInput(f"no row of {options.rows} has a learner and environment that were chosen")
     if not rejax_baselines.is_installed():
         missing = sorted({f"{job.environment} {job.learner}" for job in jobs if learners.is_baseline(job.learner)})
         jobs = [job for job in jobs if not learners.is_baseline(job.learner)]

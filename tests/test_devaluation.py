@@ -27,5 +27,5 @@ def test_a_policy_that_is_retrained_in_imagination_avoids_a_devalued_outcome_at_
     amounts = devaluation.measure_devaluation(ENV, 100, 4000, "food", -1.0, num_test_steps=200)
     assert amounts["before"] > 0.8 and amounts["as before"] > 0.8
     assert amounts["retrained in imagination"] < 0.3
-    assert "retrained on replayed steps" in amounts
+    assert amounts["retrained on replayed steps"] <= amounts["before"] + 0.05
     assert amounts["model-free, before"] > 0.8 and amounts["model-free, frozen"] > 0.8

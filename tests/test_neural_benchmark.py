@@ -222,7 +222,7 @@ def test_the_noise_of_a_model_is_none_of_the_lifetime():
     assert tuple(np.asarray(jax.random.key_data(jax.random.fold_in(key, 4)))) in used
 
 
-def test_settings_of_ppo_are_those_that_are_published_for_the_environment():
+def test_settings_of_ppo_are_published_or_chosen_for_the_environment():
     names = ("Catch-bsuite", "MemoryChain-bsuite", "CartPole-v1")
     ppo = {name: rejax_baselines.settings_of("ppo", f"gymnax:{name}") for name in names}
     assert [(ppo[name]["num_envs"], ppo[name]["max_grad_norm"]) for name in ppo] == [(16, 1.0), (8, 0.5), (8, 100.0)]

@@ -169,7 +169,7 @@ def run_lifetime(
     num_segment_steps = lifetime.steps // num_segments
     program = compile_segment(agent, env, steering, num_segment_steps, agent.learning)
     initial = jax.jit(lambda key: begin(key, agent, env, steering, agent.genome(key)))(key)
-    identity = lifetime._asdict() | {"versions": library_versions()}
+    identity = lifetime._asdict() | {"segments": num_segments, "versions": library_versions()}
     carry, num_done, cpu_seconds, scores, ends, measurements = _resume(folder, initial, identity)
     saved_at = time.perf_counter()
     for segment in range(num_done, num_segments):
