@@ -54,7 +54,6 @@ def test_changing_a_token_changes_no_loss_of_an_earlier_token(keep_activations, 
     assert first_changed_loss(token, keep_activations=keep_activations) == token - 1
 
 
-@pytest.mark.slow
 def test_learning_from_a_chunk_before_it_is_scored_is_detected(monkeypatch):
     """The planted error: losses under the weights that the chunk itself has updated."""
     build = online_learner.build

@@ -42,7 +42,7 @@ MINATAR = {
     "agent_kwargs": {"activation": "relu", "hidden_layer_sizes": (256, 256)},
 }  # fmt: skip
 # By environment; all others have `PPO_SETTINGS`. MountainCar-v0 differs there in more and is none of ours. CartPole-v1
-# is not solved with rejax's way of bounding gradients, so that its learning rate and bound are chosen on the seeds 101 and 102.
+# is not solved with rejax's way of bounding gradients: its learning rate and bound are chosen on the seeds 101 and 102.
 PPO_SETTINGS_BY_ENV: dict[str, dict[str, Any]] = {
     "gymnax:CartPole-v1": {"learning_rate": 2e-3, "max_grad_norm": 100.0},
     **dict.fromkeys(("gymnax:Acrobot-v1", "gymnax:Catch-bsuite", "gymnax:FourRooms-misc"), MANY_COPIES),
