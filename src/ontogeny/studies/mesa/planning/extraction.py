@@ -9,9 +9,9 @@ all other links known; the error is the share of links that are not recovered.
 A query exposes links after a stream in which every link was exposed once, and asks for a choice. The other link of the
 state is exposed to lead to a target of known value. At a depth above 1, a random half of the possible targets is raised
 to the value of the best outcome: their first links are exposed to lead to it, or to a chain of links that does. The
-other half is lowered: their better links are exposed to lead to the worst outcome, or to the worst state. Choices that
-follow a model of the graph tell eight targets apart by three such queries at best. Content that chooses by what it
-remembers of other graphs, or that does not follow a link so far behind the choice, reveals less.
+other half is lowered: links of theirs are exposed to lead to the worst outcome or state. Choices that follow a model of
+the graph tell eight targets apart by three such queries at best. Content that chooses by what it remembers of other
+graphs, or that does not follow a link so far behind the choice, reveals less.
 
 Letters: D depth, S states, A actions, C candidates for the target of a link, Q queries.
 """
@@ -175,12 +175,25 @@ def _raise_states(
 def _lower_states(
     params: RelayParams, links: Int32[Array, "S A"], states: Int32[Array, "C"], layer: int, values: Float[Array, "O"]
 ) -> list[LinkChange]:
-    """Changes after which the better link of each state leads to the worst target."""
+    """Changes after which states lead to the worst target: by their better links, or by both before the last layer.
+
+    Before the last layer the worse link may lead to the raised chain as well. There the state with the highest value
+    below the best keeps its links, so that a reference with a value between those of the two halves is left.
+    """
     action_values = relay.action_values(params, links, values)
+    if layer == params.depth - 1:
+        worst_target = jnp.argmin(values).astype(jnp.int32)
+        return [LinkChange(state, jnp.argmax(action_values[state]).astype(jnp.int32), worst_target) for state in states]
     targets = list_targets(params, layer)
-    target_values = values if layer == params.depth - 1 else action_values[targets].max(axis=1)
-    worst_target = targets[jnp.argmin(target_values)].astype(jnp.int32)
-    return [LinkChange(state, jnp.argmax(action_values[state]).astype(jnp.int32), worst_target) for state in states]
+    worst_target = targets[jnp.argmin(action_values[targets].max(axis=1))].astype(jnp.int32)
+    state_values = action_values[states].max(axis=1)
+    is_below = state_values < jnp.max(action_values) - MIN_MARGIN
+    unchanged = states[jnp.argmax(jnp.where(is_below, state_values, -jnp.inf))]
+    return [
+        LinkChange(state, jnp.int32(action), jnp.where(state == unchanged, links[state, action], worst_target))
+        for state in states
+        for action in range(NUM_ACTIONS)
+    ]
 
 
 def _choose_reference(values: Float[Array, "C"], is_raised: Bool[Array, "C"]) -> Int32[Array, ""]:
