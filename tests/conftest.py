@@ -47,8 +47,8 @@ install_import_hook(
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",
         "ontogeny.engine",
-        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("abilities", "goals", "interventions", "queries")),
-        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("stream_agents", "training")),
+        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("abilities", "extraction", "goals", "interventions")),
+        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("queries", "stream_agents", "training")),
     ],
     "beartype.beartype",
 )
