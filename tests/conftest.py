@@ -110,6 +110,17 @@ def compiler_optimizations(request):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Disables most passes of the compiler in slow runs too, where they take longer than a module's programs save."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_unconfigure(config):
     if TEMPORARY_CACHE is not None:
         shutil.rmtree(TEMPORARY_CACHE, ignore_errors=True)

@@ -10,6 +10,7 @@ from ontogeny.errors import ContractViolation
 from ontogeny.seeds import MAX_SEED
 from ontogeny.types import Agent, BadInput, State, Weights
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENVS = [
     ("random_mdp", {"num_states": 3, "num_actions": 2, "horizon": 4, "num_episodes": 6}),
     ("bandit", {"num_arms": 3, "num_pulls": 20}),
@@ -23,15 +24,6 @@ ENVS = [
 
 
 NAMES = plugins.list_names("agents")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Disables most passes of the compiler: these tests compare a program with itself, so the passes only cost time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 SMALL_SETTINGS = {

@@ -19,31 +19,15 @@ from ontogeny.rollouts import rollout
 from ontogeny.trees import bitwise_equal
 from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition, Weights
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_STEPS, CELLS = 900, 5
-SETTINGS = NeuralSettings(
-    width=16,
-    learning_rate=3e-3,
-    replay_ratio=128.0,
-    discount=0.9,
-    imagination_length=6,
-    imagination_share=0.5,
-    planner="imagination",
-    exploration_bonus=0.0,
-    entropy_weight=3e-3,
-    latents="sampled",
-    ablation="none",
-)
+CHANGES = {
+    "width": 16, "learning_rate": 3e-3, "replay_ratio": 128.0, "discount": 0.9, "imagination_length": 6,
+    "exploration_bonus": 0.0,
+}  # fmt: skip
+SETTINGS = NeuralSettings(**plugins.default_settings("agents", "neural_model_based") | CHANGES)
 SPEC = EnvSpec("corridor", 2, CELLS, (), ("apple", "bread"), NUM_STEPS, 20, (("apple", 1.0), ("bread", -1.0)))
 TO_APPLE, TO_BREAD = 0, 1  # actions
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Disables most passes of the compiler, which take longer than these short runs save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def corridor() -> Environment:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny import steering
+from ontogeny import plugins, steering
 from ontogeny.agents import neural_model_based
 from ontogeny.agents.actor_critic import UNIFORM_SHARE, policy_logits
 from ontogeny.agents.experience import sample_experience
@@ -23,32 +23,19 @@ from ontogeny.errors import BadInput
 from ontogeny.studies.neural import learners, stability
 from ontogeny.types import EnvSpec, State
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "neural.py"
 NUM_EXAMPLES = 12
 SPEC = EnvSpec("corridor", 2, 5, (), ("apple", "bread"), 40, 20, (("apple", 1.0), ("bread", -1.0)))
-SETTINGS = NeuralSettings(
-    width=16,
-    learning_rate=1e-3,
-    replay_ratio=64.0,
-    discount=0.9,
-    imagination_length=3,
-    imagination_share=0.0,
-    planner="imagination",
-    exploration_bonus=0.01,
-    entropy_weight=3e-3,
-    latents="sampled",
-    ablation="no_imagination",
-)
+CHANGES = {
+    "width": 16,
+    "discount": 0.9,
+    "imagination_length": 3,
+    "imagination_share": 0.0,
+    "ablation": "no_imagination",
+}
+SETTINGS = NeuralSettings(**plugins.default_settings("agents", "neural_model_based") | CHANGES)
 SHAPE = latent_model.model_shape(SPEC, SETTINGS.width)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Disables most passes of the compiler, which take longer than these short runs save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def draw_orthonormal(rng: np.random.Generator, size: int, num_columns: int) -> np.ndarray:
