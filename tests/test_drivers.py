@@ -1,0 +1,178 @@
+"""Drivers of tasks: equal answers in task order, failures of single tasks, workers that end or do not respond."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ontogeny.errors import BadInput
+from ontogeny.parallel.drivers import Driver, open_driver
+from ontogeny.parallel.tasks import Task, TaskFailed, TaskFailure, digest
+from ontogeny.parallel.worker import ENVIRONMENT, worker_environment
+
+
+def square(setup, request):
+    """The square of a number, times a factor of the setup."""
+    return {"square": setup.get("factor", 1) * request["x"] ** 2, "timing": time.perf_counter()}
+
+
+def refuse(setup, request):
+    raise BadInput(f"the number {request['x']} is bad")
+
+
+def divide(setup, request):
+    return request["x"] / request["by"]
+
+
+def disturb(setup, request):
+    """Ends or stops its process in the first call for each number, and answers in the second."""
+    mark = Path(setup["folder"]) / str(request["x"])
+    if request["x"] in setup.get("disturbed", ()) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), setup["signal"])
+    return request["x"]
+
+
+def tasks_of(function, numbers, **settings) -> list[Task]:
+    return [Task(f"{__name__}:{function.__name__}", {"x": x}, **settings) for x in numbers]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with open_driver("processes:num_workers=2") as driver:
+        yield driver
+
+
+@pytest.fixture(params=["in_process", "processes"])
+def driver(request) -> Driver:
+    return open_driver() if request.param == "in_process" else request.getfixturevalue("pool")
+
+
+def test_answers_are_in_the_order_of_the_tasks(driver: Driver) -> None:
+    arrived = {}
+    setup = driver.put({"factor": 2})
+    answers = driver.run(tasks_of(square, range(5)), setup, on_answer=arrived.__setitem__)
+    assert [answer["square"] for answer in answers] == [0, 2, 8, 18, 32]
+    assert [arrived[index] for index in range(5)] == answers
+    assert driver.run(tasks_of(square, [3]))[0]["square"] == 9  # another setup, without the factor
+
+
+def test_errors_name_their_task_and_lose_no_other(driver: Driver) -> None:
+    with pytest.raises(BadInput, match=r"^the number 1 is bad$"):
+        driver.run(tasks_of(square, [3]) + tasks_of(refuse, [1, 2]))
+    divisions = [Task(f"{__name__}:divide", {"x": 6, "by": by}) for by in (0, 2)]
+    with pytest.raises(TaskFailed, match=r"divide of .*0.* failed: ZeroDivisionError"):
+        driver.run(divisions)
+    failure, bad, quotient = driver.run([divisions[0], *tasks_of(refuse, [7]), divisions[1]], keep_failures=True)
+    assert isinstance(failure, TaskFailure) and not failure.is_bad_input and quotient == 3
+    assert bad.is_bad_input and bad.message == "the number 7 is bad"
+    assert driver.status().num_retries == 0
+
+
+def test_a_worker_that_ends_is_replaced(tmp_path: Path, pool: Driver) -> None:
+    before = pool.status()
+    setup = pool.put({"folder": str(tmp_path), "disturbed": [1, 3], "signal": signal.SIGKILL})
+    assert pool.run(tasks_of(disturb, range(5)), setup) == [0, 1, 2, 3, 4]
+    after = pool.status()
+    assert after.num_retries - before.num_retries == 2 and after.num_workers == 2
+    assert len(after.fingerprints) == 1
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with open_driver("processes:num_workers=2,deadline=2.0") as pool:
+        setup = pool.put({"folder": str(tmp_path), "disturbed": [0], "signal": signal.SIGSTOP})
+        assert pool.run(tasks_of(disturb, range(3)), setup) == [0, 1, 2]
+        assert pool.status().num_stragglers == 1
+
+
+def test_a_task_that_always_ends_its_process_fails(tmp_path: Path, pool: Driver) -> None:
+    tasks = [Task("os:_exit", {"x": 0}), *tasks_of(square, [2])]
+    tasks[0] = Task(f"{__name__}:end_process", {})
+    failure, answer = pool.run(tasks, keep_failures=True)
+    assert "4 processes" in failure.message and "exit code 3" in failure.message and answer["square"] == 4
+
+
+def end_process(setup, request):
+    os._exit(3)
+
+
+def test_workers_end_with_their_parent() -> None:
+    program = (
+        "from ontogeny.parallel.drivers import open_driver\n"
+        "from ontogeny.parallel.tasks import Task\n"
+        "pool = open_driver('processes:num_workers=1')\n"
+        "print(pool._idle[0].process.pid, flush=True)\n"
+        "pool.run([Task('test_drivers:sleep', {})])\n"
+    )
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=variables) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(200):
+        if not is_running(worker):
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its parent")
+
+
+def sleep(setup, request):
+    time.sleep(60)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_set_one_thread_before_they_import_jax(pool: Driver) -> None:
+    (answer,) = pool.run([Task(f"{__name__}:read_settings", {})])
+    assert answer == {name: ENVIRONMENT[name] for name in answer}
+
+
+def read_settings(setup, request):
+    return {name: os.environ.get(name) for name in ("NPROC", "OMP_NUM_THREADS", "JAX_PLATFORMS")}
+
+
+def test_other_flags_of_the_user_reach_the_workers() -> None:
+    environment = worker_environment({"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_x=3", "A": "b"})
+    assert "--xla_cpu_x=3" in environment["XLA_FLAGS"] and "A" not in environment
+    assert environment["XLA_FLAGS"].count("device_count") == 1 and "device_count=1" in environment["XLA_FLAGS"]
+
+
+def test_digests_depend_on_types_bits_and_order_but_not_on_timing() -> None:
+    x = np.array([0.0, 1.0], np.float32)
+    different = [
+        x,
+        x.astype(np.float64),
+        x[::-1],
+        -x,
+        [0.0, 1.0],
+        [0, 1],
+        ["0.0", 1.0],
+        [[0.0], 1.0],
+        {"x": x},
+        {"y": x},
+    ]
+    assert len({digest(tree) for tree in different}) == len(different)
+    assert digest({"x": x, "timing": 1, "y": 2}) == digest({"y": 2, "x": x.copy(), "timing": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threads", "there is no driver 'threads'"),
+        ("processes:num_threads=2", "has no setting 'num_threads'"),
+        ("processes:num_workers=-1", "must be at least 0"),
+    ],
+)
+def test_bad_drivers_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        open_driver(text)
