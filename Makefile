@@ -48,6 +48,8 @@ craftax_EXTRAS := dev,craftax,xminigrid
 craftax_PACKAGES := craftax,xminigrid
 envelope_EXTRAS := dev,envelope
 envelope_PACKAGES := envelope
+ray_EXTRAS := dev,ray
+ray_PACKAGES := ray
 PYENV_3_12 := $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.12.*/bin/python3.12)
 PYTHON_3_12 ?= $(or $(lastword $(PYENV_3_12)),python3.12)
 
@@ -64,7 +66,7 @@ test-optional-%: $(OPTIONAL)/%/.installed
 	$(OPTIONAL)/$*/bin/python -m pytest -q -n auto --dist worksteal -m '' --packages $($*_PACKAGES) \
 		$(or $(TESTS),$(OPTIONAL_TESTS))
 
-test-optional: test-optional-baselines test-optional-craftax
+test-optional: test-optional-baselines test-optional-craftax test-optional-ray
 	@if $(PYTHON_3_12) -c 'import venv' 2> /dev/null; then $(MAKE) test-optional-envelope; \
 		else echo "Python 3.12 is not installed: the tests of jax-envelope did not run"; fi
 

@@ -38,7 +38,7 @@ def installed_dependencies(requirements: list[str]) -> set[str]:
     return {name for name, *_ in visited} - {"ontogeny"}
 
 
-@pytest.mark.uses_package("rejax", "minigrid", "xminigrid", "craftax", "envelope")
+@pytest.mark.uses_package("rejax", "minigrid", "xminigrid", "craftax", "envelope", "ray")
 def test_every_dependency_has_one_version():
     lines = [
         line

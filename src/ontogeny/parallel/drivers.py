@@ -27,11 +27,13 @@ from ontogeny.parallel.tasks import (
     UnequalAnswers,
     digest,
     raise_first_failure,
+    to_plain,
 )
 
 CLASSES = {  # by the name of a driver
     "in_process": "ontogeny.parallel.in_process:InProcess",
     "processes": "ontogeny.parallel.process_pool:ProcessPool",
+    "ray": "ontogeny.parallel.on_ray:RayCluster",
 }
 MAX_ATTEMPTS = 4  # of a task whose worker ends, before the task fails
 
@@ -80,7 +82,7 @@ class Driver(ABC):
 
     def put(self, setup: Setup) -> SharedSetup:
         """Share JSON values and arrays with all workers; they receive them once, not with each task."""
-        reference, num_bytes = self._share(setup)
+        reference, num_bytes = self._share(to_plain(setup))
         self._num_setups += 1
         self._setup_bytes += num_bytes
         return SharedSetup(reference, self._num_setups)
@@ -195,8 +197,8 @@ def open_driver(text: str = "in_process") -> Driver:
     """Opens a driver.
 
     Args:
-        text: `in_process` or `processes`, settings after a colon, as "processes:num_workers=4"; the settings are the
-            keyword-only parameters of `InProcess` and `ProcessPool`.
+        text: `in_process`, `processes` or `ray`, settings after a colon, as "processes:num_workers=4"; the settings
+            are the keyword-only parameters of `InProcess`, `ProcessPool` and `RayCluster`.
 
     Raises:
         BadInput: There is no such driver or setting, or a package or the cluster is not available.

@@ -17,7 +17,7 @@ from ontogeny.errors import require_at_least
 from ontogeny.parallel.deadlines import Deadlines
 from ontogeny.parallel.drivers import MAX_ATTEMPTS, Driver, SharedSetup
 from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure
-from ontogeny.parallel.worker import worker_environment
+from ontogeny.parallel.worker import num_processors, worker_environment
 
 SECONDS_TO_END = 5.0  # that a worker has to end before it is killed
 
@@ -73,7 +73,7 @@ class ProcessPool(Driver):
         super().__init__(mixed_workers=mixed_workers)
         require_at_least(0, num_workers=num_workers, deadline=deadline)
         self._deadlines = Deadlines(deadline)
-        self._idle = [WorkerProcess() for _ in range(num_workers or _num_processors())]
+        self._idle = [WorkerProcess() for _ in range(num_workers or num_processors())]
         self._busy: dict[Connection, tuple[WorkerProcess, int, float]] = {}  # with the index and start of their task
 
     def close(self) -> None:
@@ -153,11 +153,6 @@ class ProcessPool(Driver):
             worker.kill()
             self._idle.append(WorkerProcess())
         self._busy = {}
-
-
-def _num_processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _failure(task: Task, exit_code: int) -> TaskAnswer:

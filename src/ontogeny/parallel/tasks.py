@@ -55,6 +55,7 @@ class TaskAnswer(NamedTuple):
     worker: str  # process number and host name
     fingerprint: dict[str, str]  # what the bits of an answer depend on, besides setup and request
     seconds: float  # wall time in the worker
+    attempt: int = 0  # earlier executions that their workers did not survive
 
 
 class TaskFailed(RuntimeError):
@@ -69,6 +70,17 @@ def find_function(path: str) -> Callable[[Setup, Mapping[str, Any]], Any]:
     """The function that "package.module:function" names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def to_plain(tree: Any) -> Any:
+    """A copy of JSON values and arrays of any library, with NumPy arrays only, which a worker reads without JAX."""
+    if isinstance(tree, TaskFailure):
+        return tree
+    if isinstance(tree, Mapping):
+        return {key: to_plain(entry) for key, entry in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [to_plain(entry) for entry in tree]
+    return tree if tree is None or isinstance(tree, str | bytes | int | float) else np.asarray(tree)
 
 
 def raise_first_failure(answers: Sequence[Any]) -> None:

@@ -4,6 +4,7 @@ The bits of a compiled program on a CPU depend on the number of threads, so all 
 ontogeny.parallel.worker` is a worker of `processes`; workers of Ray call `prepare` themselves.
 """
 
+import faulthandler
 import functools
 import hashlib
 import os
@@ -18,10 +19,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ontogeny.errors import BadInput
-from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure, find_function
+from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure, find_function, to_plain
 
 HOST_DEVICES_FLAG = "xla_force_host_platform_device_count"
 FLAGS = (f"--{HOST_DEVICES_FLAG}=1", "--xla_cpu_multi_thread_eigen=false")
@@ -97,16 +98,53 @@ def name_of_worker() -> str:
     return f"{os.getpid()}@{socket.gethostname()}"
 
 
+def num_processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def execute(task: Task, setup: Setup) -> TaskAnswer:
     """Computes a task in this process; an error becomes a `TaskFailure`."""
     start = time.perf_counter()
     try:
-        answer = find_function(task.function)(setup, task.request)
+        answer = to_plain(find_function(task.function)(setup, task.request))
     except BadInput as error:
         answer = TaskFailure(str(task), str(error), is_bad_input=True)
     except Exception as error:
         answer = TaskFailure(str(task), f"{type(error).__name__}: {error}", details=traceback.format_exc())
     return TaskAnswer(answer, name_of_worker(), fingerprint(), time.perf_counter() - start)
+
+
+def answer_on_ray(
+    task: tuple[str, Mapping[str, Any], bool], shared: tuple[dict[str, str], list[str], Setup], limit: float | None
+) -> TaskAnswer:
+    """What a worker of Ray computes.
+
+    Args:
+        task: The fields of a `Task`.
+        shared: The variables of `worker_environment`, the places where the driver finds modules, and the setup.
+        limit: Seconds after which this process ends itself, because the task hangs; None where it may take any time.
+            Ray then computes the task again in another process.
+    """
+    environment, search_path, setup = shared
+    prepare(environment)
+    sys.path.extend(entry for entry in search_path if entry not in sys.path)
+    if limit is not None:
+        faulthandler.dump_traceback_later(limit, exit=True)
+    try:
+        return execute(Task(*task), setup)._replace(attempt=_attempt_on_ray())
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _attempt_on_ray() -> int:
+    """How often Ray has computed the present task before, in workers that ended; 0 where Ray does not tell."""
+    import ray
+
+    try:
+        return ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()  # type: ignore
+    except AttributeError:
+        return 0
 
 
 def main() -> NoReturn:
