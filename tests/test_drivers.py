@@ -84,10 +84,10 @@ def test_a_worker_that_ends_is_replaced(tmp_path: Path, pool: Driver) -> None:
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    with open_driver("processes:num_workers=2,deadline=2.0") as pool:
+    with open_driver("processes:num_workers=2,deadline=4.0") as pool:
         setup = pool.put({"folder": str(tmp_path), "disturbed": [0], "signal": signal.SIGSTOP})
         assert pool.run(tasks_of(disturb, range(3)), setup) == [0, 1, 2]
-        assert pool.status().num_stragglers == 1
+        assert pool.status().num_stragglers >= 1
 
 
 def test_a_task_that_always_ends_its_process_fails(tmp_path: Path, pool: Driver) -> None:

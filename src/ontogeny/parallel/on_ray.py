@@ -32,7 +32,7 @@ DEADLINES_BEFORE_EXIT = 3.0  # after so many deadlines a worker that hangs ends 
 class _Attempt(NamedTuple):
     """One submission of a task."""
 
-    index: int
+    number: int  # of the task, from 0
     start: float | None  # None while all processors of the cluster are busy with tasks that were submitted earlier
 
 
@@ -152,7 +152,6 @@ class RayCluster(Driver):
         self, tasks: Sequence[Task], setup: SharedSetup, running: dict[Any, _Attempt], unanswered: set[int]
     ) -> Iterator[tuple[int, TaskAnswer]]:
         """The first answers to all tasks as they arrive; tasks without an answer are submitted again."""
-        first_digests: dict[int, str] = {}
         submitted_twice: set[int] = set()
         while unanswered:
             self._start_clocks(running)
@@ -162,10 +161,9 @@ class RayCluster(Driver):
                 received = self._receive(reference, tasks[index])
                 if start is not None:
                     self._deadlines.record(tasks[index].function, time.monotonic() - start)
-                first_digests[index] = digest(received.answer)
-                for other_reference in [other for other, attempt in running.items() if attempt.index == index]:
-                    del running[other_reference]
-                    self._late[other_reference] = (tasks[index], first_digests[index])
+                for later in [reference for reference, attempt in running.items() if attempt.number == index]:
+                    del running[later]
+                    self._late[later] = (tasks[index], digest(received.answer))
                 yield index, received
             for index in self._overdue(tasks, running) - submitted_twice:
                 submitted_twice.add(index)
@@ -189,8 +187,8 @@ class RayCluster(Driver):
     def _start_clocks(self, running: dict[Any, _Attempt]) -> None:
         """Note the time for those tasks that have a processor: the earliest submissions, as many as there are."""
         present = time.monotonic()
-        for number, (reference, attempt) in enumerate(running.items()):
-            if number >= max(1, self._count_workers()):
+        for position, (reference, attempt) in enumerate(running.items()):
+            if position >= max(1, self._count_workers()):
                 return
             if attempt.start is None:
                 running[reference] = attempt._replace(start=present)
