@@ -153,7 +153,10 @@ def rollout_step(
         return after, trajectory
     select = partial(jnp.where, env.is_over(carry.env_state))
     blank = blank_step(trajectory)
-    return jax.tree.map(select, carry, after), jax.tree.map(select, blank, trajectory)
+    selected = jax.tree.map(select, carry, after)
+    if not learning:  # the weights are those of the carry, and copies of them for each lifetime would cost time
+        selected = selected._replace(state=State(carry.state.weights, selected.state.activations))
+    return selected, jax.tree.map(select, blank, trajectory)
 
 
 def blank_step(step: Trajectory) -> Trajectory:
@@ -180,8 +183,10 @@ def _take_step(
     env_key, act_key, learn_key = keys
     state, env_state, percept = carry
     if reset_each_episode:
-        forgetful = forget_past(agent, state, percept)
-        state, percept = jax.tree.map(partial(jnp.where, percept.first), forgetful, (state, percept))
+        forgetful, first = forget_past(agent, state, percept)
+        select = partial(jnp.where, percept.first)
+        state = State(state.weights, jax.tree.map(select, forgetful.activations, state.activations))
+        percept = jax.tree.map(select, first, percept)
     action, state = agent.act(act_key, state, percept)
     env_state, time_step = env.step(env_key, env_state, action)
     action = jnp.where(jnp.greater_equal(time_step.forced_action, 0), time_step.forced_action, action)

@@ -220,11 +220,17 @@ class ValueFunction(NamedTuple):
 
 
 class OuterLoop(NamedTuple):
-    """A search over genomes that maximizes fitness, with the interface of evosax."""
+    """A search over genomes that maximizes fitness.
+
+    A generation is `ask`, then the fitness of all members, then `tell`. A proposal determines all members; where it
+    holds random keys in their place, `members` draws a few at a time, and the population is never in memory.
+    """
 
     init: Callable[[Key, Genome], PyTree]
-    ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> population (genomes, leading axis P), state
-    tell: Callable[[Key, PyTree, PyTree, Float[Array, "P"]], PyTree]  # population, fitness -> state
+    ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> proposal, state
+    members: Callable[[PyTree, Int32[Array, ""], int], PyTree]  # proposal, index of the first, M -> genomes
+    member_axes: PyTree  # the axis M of the leaves of `members`, for `jax.vmap`; None where all members share a leaf
+    tell: Callable[[Key, PyTree, PyTree, Float[Array, "P"]], PyTree]  # state, proposal, fitness -> state
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
 
 

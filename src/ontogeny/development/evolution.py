@@ -1,10 +1,10 @@
 """Evolution strategies over the whole genome: fitness is the return of whole lifetimes.
 
-Open_ES (Salimans et al. 2017, arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random
-numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES, CR_FM_NES,
-LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random numbers),
-so that they differ by their genomes only. A member whose learning diverges in a lifetime has the fitness -inf, the
-lowest rank, and the search goes on. P population size, B lifetimes.
+Open_ES (Salimans et al. 2017, arXiv 1703.03864; `open_es`): antithetic perturbations, ranks in place of fitness, common
+random numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES,
+CR_FM_NES, LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random
+numbers), so that they differ by their genomes only. A member whose learning diverges in a lifetime has the fitness
+-inf, the lowest rank, and the search goes on. P population size, B lifetimes, S members of a shard.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,10 @@ from ontogeny.development.base import (
     searched_fitness,
     split_into_calls,
 )
+from ontogeny.development.open_es import build_open_es, choose_shard_size, largest_divisor, noise_bytes
+from ontogeny.development.perturbations import form_matrices
 from ontogeny.errors import BadInput, require_at_least, require_positive
-from ontogeny.parallel import map_in_batches, shard_over_devices
+from ontogeny.parallel import map_shards
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.types import (
     Agent,
@@ -46,9 +48,16 @@ from ontogeny.types import (
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
 
-# (keys [B], genome) -> fitness and environment steps taken, [] each, or (keys [B], population) -> both, [P] each
-Fitness = Callable[[Key, PyTree], tuple[Array, Array]]
-MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle, more do not fit its cache
+MAX_MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle,
+MEMBER_BYTES = 4 * 2**20  # and more than these of parameters do not fit its cache
+
+
+class Evaluations(NamedTuple):
+    """The fitness of members and of the baseline; every fitness comes with the number of environment steps taken."""
+
+    population: Callable[[Key, PyTree], tuple[Array, Array]]  # keys [B], proposal -> [P] each
+    shard: Callable[[Key, PyTree, Array], tuple[Array, Array]] | None  # keys [B], proposal, index of a shard -> [S]
+    baseline: Callable[[Key, Genome], tuple[Array, Array]]  # keys [B], genome -> [] each
 
 
 class EvolutionState(NamedTuple):
@@ -74,6 +83,8 @@ def build(
     final_learning_rate_ratio: float = 0.05,
     baseline_agent: str = "random",
     generations_per_call: int = 5,
+    rank: int = 0,
+    shard_size: int = 0,
 ) -> Development:
     """Builds the development.
 
@@ -90,11 +101,15 @@ def build(
         baseline_agent: An agent, settings after a colon; its fitness on the same lifetimes is subtracted.
         generations_per_call: Generations per compiled call at most, at least 1; in an environment of Python objects,
             each generation is a call of its own.
+        rank: Rank of the perturbations of large matrices in Open_ES, for agents that use a matrix as the right factor
+            of products only; 0 for full rank. With 1 or more, large networks need less time and memory.
+        shard_size: Members whose gradients are summed first (S) in Open_ES, an even divisor of the population size; 0
+            for the default, which depends on the population size only. It determines the rounding of sums.
     """
     counts = {"num_lifetimes": num_lifetimes, "num_generations": num_generations}
     require_at_least(1, **counts, generations_per_call=generations_per_call)
     ratios = {"final_sigma_ratio": final_sigma_ratio, "final_learning_rate_ratio": final_learning_rate_ratio}
-    require_at_least(0, learning_rate=learning_rate, **ratios)
+    require_at_least(0, learning_rate=learning_rate, rank=rank, shard_size=shard_size, **ratios)
     require_positive(sigma=sigma)
     if isinstance(env, HostEnvironment):
         generations_per_call = 1
@@ -102,12 +117,23 @@ def build(
     template = jax.eval_shape(agent.genome, jax.random.key(0))
     if not jax.tree.leaves(template):
         raise BadInput("the genome of this agent has no parameters that evolution could search")
-    sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
-    learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
-    loop = evosax_loop(strategy, template, population_size, sigmas, learning_rates)
+    _check_population(population_size, shard_size)
+    shard_size = shard_size or choose_shard_size(population_size)
+    if strategy == "Open_ES":
+        sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
+        learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
+        loop = build_open_es(template, population_size, shard_size, sigmas, learning_rates, rank)
+    elif rank:
+        raise BadInput(f"the setting 'rank' needs the strategy 'Open_ES', not '{strategy}'")
+    else:
+        loop = evosax_loop(strategy, template, population_size, sigma)
     baseline = build_agent_from_text(baseline_agent, env, steering)
-    evaluate_population, evaluate_baseline = _make_evaluations(agent, baseline, env, steering, population_size)
-    generation = _make_generation(loop, evaluate_population, baseline, evaluate_baseline, num_lifetimes, env)
+    members_at_once = _count_members_at_once(template, shard_size, rank)
+    evaluations = _make_evaluations(agent, baseline, env, steering, loop, population_size, shard_size, members_at_once)
+    if rank and evaluations.shard is not None:
+        proposal = jax.eval_shape(lambda key: loop.ask(key, loop.init(key, agent.genome(key)))[0], jax.random.key(0))
+        _require_products(evaluations.shard, num_lifetimes, proposal)
+    generation = _make_generation(loop, evaluations, baseline, num_lifetimes, env)
     run_generations = repeat_generation(env, generation, generations_per_call)
 
     def init(key: Key) -> EvolutionState:
@@ -127,12 +153,20 @@ def build(
 
 
 def _make_evaluations(
-    agent: Agent, baseline: Agent, env: AnyEnvironment, steering: Steering, population_size: int
-) -> tuple[Fitness, Fitness]:
-    """The evaluations of a population [P] of the agent and of one genome of the baseline."""
+    agent: Agent,
+    baseline: Agent,
+    env: AnyEnvironment,
+    steering: Steering,
+    loop: OuterLoop,
+    population_size: int,
+    shard_size: int,
+    members_at_once: int,
+) -> Evaluations:
+    """The evaluations of the members that a proposal of `loop` determines, and of one genome of the baseline."""
     if isinstance(env, HostEnvironment):
 
-        def evaluate(keys: Key, population: PyTree) -> tuple[Array, Array]:
+        def evaluate_population(keys: Key, proposal: PyTree) -> tuple[Array, Array]:
+            population = form_matrices(loop.members(proposal, jnp.int32(0), population_size))
             shape = (population_size, len(keys))
             members, lifetimes = (index.ravel() for index in np.indices(shape))
             measured = host_fitness(keys[lifetimes], population, agent, env, steering, members)
@@ -143,31 +177,92 @@ def _make_evaluations(
             measured = host_fitness(keys, genome, baseline, env, steering)
             return jnp.mean(searched_fitness(measured, env.spec.num_steps)), jnp.sum(measured.num_steps)
 
-        return evaluate, evaluate_baseline
+        return Evaluations(evaluate_population, None, evaluate_baseline)
     evaluate_one = partial(mean_fitness, env=env, steering=steering)
-    return shard_population(partial(evaluate_one, agent), population_size), partial(evaluate_one, baseline)
+    evaluate_shard = make_shard_evaluation(partial(evaluate_one, agent), loop, shard_size, members_at_once)
+
+    def evaluate_shards(keys: Key, proposal: PyTree) -> tuple[Array, Array]:
+        fitness, env_steps = map_shards(evaluate_shard, (keys, proposal), population_size // shard_size)
+        return jnp.ravel(fitness), jnp.ravel(env_steps)
+
+    return Evaluations(evaluate_shards, evaluate_shard, partial(evaluate_one, baseline))
+
+
+def make_shard_evaluation(
+    evaluate: Callable[[Key, Genome], tuple[Array, Array]], loop: OuterLoop, shard_size: int, members_at_once: int
+) -> Callable[[Key, PyTree, Array], tuple[Array, Array]]:
+    """The evaluation of one shard of a population, of which a few members are in memory at once.
+
+    Args:
+        evaluate: (keys [B], genome) -> fitness and environment steps, [] each.
+        loop: Gives the members of a proposal.
+        shard_size: S.
+        members_at_once: Members that are evaluated together, an even divisor of S.
+
+    Returns:
+        (keys [B], proposal, index of the shard []) -> fitness and environment steps, [S] each.
+    """
+
+    def evaluate_shard(keys: Key, proposal: PyTree, shard: Array) -> tuple[Array, Array]:
+        def evaluate_members(begin: Array) -> tuple[Array, Array]:
+            members = loop.members(proposal, shard * shard_size + begin, members_at_once)
+            return jax.vmap(partial(evaluate, keys), (loop.member_axes,))(members)
+
+        measured = jax.lax.map(evaluate_members, jnp.arange(0, shard_size, members_at_once))
+        return jax.tree.map(jnp.ravel, measured)
+
+    return evaluate_shard
+
+
+def _count_members_at_once(template: Genome, shard_size: int, rank: int) -> int:
+    """How many members are evaluated together: an even divisor of the size of a shard."""
+    fitting = MEMBER_BYTES // max(1, noise_bytes(template, rank))
+    return 2 * largest_divisor(shard_size // 2, min(fitting, MAX_MEMBERS_AT_ONCE) // 2)
+
+
+def _require_products(evaluate_shard: Callable[..., PyTree], num_lifetimes: int, proposal: PyTree) -> None:
+    """Raises `BadInput` if the agent uses a large matrix otherwise than as the right factor of a product.
+
+    Args:
+        evaluate_shard: The evaluation of a shard.
+        num_lifetimes: B.
+        proposal: Of the search, or its shapes.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lifetimes))
+    try:
+        jax.eval_shape(evaluate_shard, keys, proposal, jnp.int32(0))
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
+        raise BadInput(
+            "perturbations of low rank need an agent that uses the matrices of its genome as `x @ matrix` only; set "
+            f"rank=0 for this one (its first other use fails with: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def _check_population(population_size: int, shard_size: int) -> None:
+    """Raises `BadInput` for a population that does not consist of pairs, or a shard size that does not divide it."""
+    if population_size < 4 or population_size % 2:
+        raise BadInput(f"the setting 'population_size' must be even and at least 4, not {population_size}")
+    if shard_size and (shard_size % 2 or population_size % shard_size):
+        raise BadInput(
+            f"the setting 'shard_size' must be even and divide the population size {population_size}, not {shard_size}"
+        )
 
 
 def _make_generation(
-    loop: OuterLoop,
-    evaluate: Fitness,
-    baseline: Agent,
-    evaluate_baseline: Fitness,
-    num_lifetimes: int,
-    env: AnyEnvironment,
+    loop: OuterLoop, evaluations: Evaluations, baseline: Agent, num_lifetimes: int, env: AnyEnvironment
 ) -> Callable[[EvolutionState], tuple[EvolutionState, Info]]:
-    """One generation; `evaluate` takes a whole population."""
+    """One generation."""
 
     def propose(state: EvolutionState) -> tuple[Key, PyTree, PyTree, Key, Genome]:
         key = jax.random.fold_in(state.seed, state.generation)
         ask_key, tell_key, lifetimes_key, baseline_key = jax.random.split(key, 4)
         keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
-        population, strategy = loop.ask(ask_key, state.strategy)
-        return keys, population, strategy, tell_key, baseline.genome(baseline_key)
+        proposal, strategy = loop.ask(ask_key, state.strategy)
+        return keys, proposal, strategy, tell_key, baseline.genome(baseline_key)
 
     def select(
         state: EvolutionState,
-        population: PyTree,
+        proposal: PyTree,
         strategy: PyTree,
         key: Key,
         measured: tuple[Array, Array],
@@ -176,7 +271,7 @@ def _make_generation(
         fitness, env_steps = measured
         # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
         advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
-        strategy = loop.tell(key, strategy, population, advantage)
+        strategy = loop.tell(key, strategy, proposal, advantage)
         info = {
             "fitness": jnp.mean(fitness),
             "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
@@ -190,27 +285,24 @@ def _make_generation(
         propose, select = jax.jit(propose), jax.jit(select)
 
     def generation(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        keys, population, strategy, tell_key, baseline_genome = propose(state)
-        measured, (baseline_fitness, _) = evaluate(keys, population), evaluate_baseline(keys, baseline_genome)
-        return select(state, population, strategy, tell_key, measured, baseline_fitness)
+        keys, proposal, strategy, tell_key, baseline_genome = propose(state)
+        measured = evaluations.population(keys, proposal)
+        baseline_fitness, _ = evaluations.baseline(keys, baseline_genome)
+        return select(state, proposal, strategy, tell_key, measured, baseline_fitness)
 
     return generation
 
 
-def evosax_loop(
-    strategy: str, template: Genome, population_size: int, sigmas: optax.Schedule, learning_rates: optax.Schedule
-) -> OuterLoop:
-    """A strategy of evosax as an outer loop that maximizes fitness.
+def evosax_loop(strategy: str, template: Genome, population_size: int, sigma: Any) -> OuterLoop:
+    """A strategy of evosax as an outer loop that maximizes fitness; its proposal is the population.
 
     Args:
-        strategy: Name of the evolution strategy, one of `STRATEGIES`.
+        strategy: Name of the evolution strategy, one of `STRATEGIES` other than Open_ES.
         template: A genome, or its shapes.
         population_size: Members of a generation (P), even and at least 4.
-        sigmas: Generation -> standard deviation of the perturbations; strategies other than Open_ES use only its
-            first value.
-        learning_rates: Generation -> learning rate of Adam, for Open_ES.
+        sigma: Initial standard deviation of the perturbations.
     """
-    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigmas, learning_rates)
+    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigma)
 
     def init(key: Key, genome: Genome) -> PyTree:
         # Some numbers in evosax's state are Python's; as arrays, a state has the same types before and after a step.
@@ -220,21 +312,20 @@ def evosax_loop(
     def ask(key: Key, state: PyTree) -> tuple[PyTree, PyTree]:
         return algorithm.ask(key, state, parameters)
 
+    def members(population: PyTree, first: Array, count: int) -> PyTree:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), population)
+
     def tell(key: Key, state: PyTree, population: PyTree, fitness: Array) -> PyTree:
         cost = -fitness  # evosax minimizes; this is the one place where the sign changes
         return algorithm.tell(key, population, cost, state, parameters)[0]
 
-    return OuterLoop(init, ask, tell, genome=algorithm.get_mean)
+    return OuterLoop(init, ask, members, 0, tell, genome=algorithm.get_mean)
 
 
-def _make_algorithm(
-    strategy: str, template: Genome, population_size: int, sigmas: optax.Schedule, learning_rates: optax.Schedule
-) -> tuple[Any, Any]:
+def _make_algorithm(strategy: str, template: Genome, population_size: int, sigma: Any) -> tuple[Any, Any]:
     """evosax's algorithm and its parameters."""
     if strategy not in STRATEGIES:
         raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
-    if population_size < 4 or population_size % 2:
-        raise BadInput(f"the setting 'population_size' must be even and at least 4, not {population_size}")
     num_parameters = trees.num_elements(template)
     if strategy == "LM_MA_ES" and population_size > 2 * num_parameters:
         # Its evolution path decays by 1 - population / parameters per generation; evosax takes a root of 2 minus that.
@@ -244,14 +335,11 @@ def _make_algorithm(
         )
     from evosax import algorithms  # takes two seconds to import
 
-    options: dict[str, Any] = {}
-    if strategy == "Open_ES":
-        options = {"optimizer": optax.adam(learning_rates), "std_schedule": sigmas}
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
-    algorithm = getattr(algorithms, strategy)(population_size, solution, **options)
+    algorithm = getattr(algorithms, strategy)(population_size, solution)
     parameters = algorithm.default_params
     if hasattr(parameters, "std_init"):
-        parameters = parameters.replace(std_init=sigmas(0))
+        parameters = parameters.replace(std_init=sigma)
     return algorithm, parameters
 
 
@@ -261,22 +349,3 @@ def mean_fitness(
     """The mean fitness of one genome over the lifetimes that `keys` [B] determine, and the steps taken in them."""
     measured = jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys)
     return jnp.mean(searched_fitness(measured, env.spec.num_steps)), jnp.sum(measured.num_steps)
-
-
-def shard_population(evaluate: Fitness, population_size: int) -> Fitness:
-    """An evaluation of a whole population, over all local devices where their number divides the population size.
-
-    Args:
-        evaluate: (keys [B], genome) -> fitness and environment steps, [] each.
-        population_size: P.
-
-    Returns:
-        (keys [B], population with leading axis P) -> fitness and environment steps, [P] each.
-    """
-
-    def evaluate_members(keys: Key, members: PyTree) -> tuple[Array, Array]:
-        return map_in_batches(lambda genome: evaluate(keys, genome), members, batch_size=MEMBERS_AT_ONCE)
-
-    if population_size % jax.local_device_count():
-        return evaluate_members
-    return shard_over_devices(evaluate_members, (None, 0))

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ontogeny.types import PyTree
@@ -51,6 +53,28 @@ def map_in_batches(function: Callable[..., PyTree], trees: PyTree, batch_size: i
     """`function` of each entry along the leading axis, [N, ...] -> [N, ...], at most `batch_size` entries at a time."""
     length = jax.tree.leaves(trees)[0].shape[0]
     return jax.lax.map(function, trees, batch_size=min(batch_size, length))
+
+
+def map_shards(function: Callable[..., PyTree], shared: Sequence[PyTree], num_shards: int) -> PyTree:
+    """`function` of each shard, the shards divided over the local devices.
+
+    Args:
+        function: (*shared, index of the shard []) -> tree.
+        shared: Arguments that all shards receive.
+        num_shards: S.
+
+    Returns:
+        The results in the order of the shards, leading axis S. Where the number of devices does not divide S, some
+        devices compute the last shard once more.
+    """
+    num_devices = jax.local_device_count()
+    shards = jnp.minimum(jnp.arange(-(-num_shards // num_devices) * num_devices), num_shards - 1)
+
+    def map_part(shared: Sequence[PyTree], shards: Array) -> PyTree:
+        return jax.lax.map(lambda shard: function(*shared, shard), shards)
+
+    mapped = shard_over_devices(map_part, (None, 0))(tuple(shared), shards)
+    return jax.tree.map(lambda leaf: leaf[:num_shards], mapped)
 
 
 def _local_mesh(num_devices: int | None) -> Mesh:
