@@ -7,8 +7,12 @@ import optax
 import pytest
 
 from ontogeny import plugins, steering, trees
-from ontogeny.development import evolution
+from ontogeny.development import evolution, perturbations
 from ontogeny.development.base import require_finite_search
+from ontogeny.development.evosax_search import evosax_loop
+from ontogeny.development.open_es import build_open_es, choose_shard_size
+from ontogeny.development.perturbations import form_matrices
+from ontogeny.parallel import map_shards
 from ontogeny.types import Agent, BadInput, State, Weights
 
 TARGET = {"a": jnp.linspace(-1, 1, 20), "b": jnp.array([[0.5, -0.5]] * 10)}
@@ -19,17 +23,30 @@ def negative_distance(genome):
     return -sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(genome), jax.tree.leaves(TARGET), strict=True))
 
 
-@pytest.mark.parametrize("strategy", evolution.STRATEGIES)
-def test_every_strategy_maximizes_fitness(strategy):
-    loop = evolution.evosax_loop(strategy, TARGET, 32, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
+def build_loop(strategy, population_size=32, sigma=0.1, **settings):
+    if strategy != "Open_ES":
+        return evosax_loop(strategy, TARGET, population_size, sigma)
+    schedule = optax.constant_schedule(sigma)
+    settings = {"shard_size": population_size, "rank": 0} | settings
+    return build_open_es(TARGET, population_size, sigmas=schedule, learning_rates=schedule, **settings)
+
+
+def evaluate(loop, proposal, population_size):
+    members = form_matrices(loop.members(proposal, jnp.int32(0), population_size))
+    return jax.vmap(negative_distance)(members)
+
+
+@pytest.mark.parametrize(("strategy", "rank"), [*((name, 0) for name in evolution.STRATEGIES), ("Open_ES", 1)])
+def test_every_strategy_maximizes_fitness(strategy, rank):
+    loop = build_loop(strategy, rank=rank) if rank else build_loop(strategy)
     origin = jax.tree.map(jnp.zeros_like, TARGET)
 
     @jax.jit
     def final_fitness():
         def generation(state, key):
             ask_key, tell_key = jax.random.split(key)
-            members, state = loop.ask(ask_key, state)
-            return loop.tell(tell_key, state, members, jax.vmap(negative_distance)(members)), ()
+            proposal, state = loop.ask(ask_key, state)
+            return loop.tell(tell_key, state, proposal, evaluate(loop, proposal, 32)), ()
 
         keys = jax.random.split(jax.random.key(1), 60)
         state, _ = jax.lax.scan(generation, loop.init(jax.random.key(0), origin), keys)
@@ -38,16 +55,55 @@ def test_every_strategy_maximizes_fitness(strategy):
     assert final_fitness() > 0.7 * negative_distance(origin), "a search that minimizes fitness ends below its start"
 
 
+def test_open_es_takes_the_step_of_evosax():
+    """The reference is evosax's Open_ES, with the members that computed draws."""
+    algorithms = pytest.importorskip("evosax.algorithms")
+    loop = build_loop("Open_ES", 8)
+    proposal, state = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
+    fitness = jnp.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0])
+    computed = loop.genome(loop.tell(jax.random.key(2), state, proposal, fitness))
+    zeros = jax.tree.map(jnp.zeros_like, TARGET)
+    reference = algorithms.Open_ES(8, zeros, optimizer=optax.adam(0.1), std_schedule=optax.constant_schedule(0.1))
+    parameters = reference.default_params
+    state = reference.init(jax.random.key(1), TARGET, parameters)
+    members = form_matrices(loop.members(proposal, jnp.int32(0), 8))
+    expected = reference.get_mean(reference.tell(jax.random.key(2), members, -fitness, state, parameters)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), computed, expected)
+
+
 def test_the_docstring_names_every_strategy():
     assert all(name in str(evolution.__doc__) for name in evolution.STRATEGIES)
 
 
-def test_perturbations_are_antithetic():
-    loop = evolution.evosax_loop("Open_ES", TARGET, 8, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
-    members, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_perturbations_are_antithetic(rank):
+    loop = build_loop("Open_ES", 8, rank=rank)
+    proposal, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
+    members = form_matrices(loop.members(proposal, jnp.int32(0), 8))
     for leaf, center in zip(jax.tree.leaves(members), jax.tree.leaves(TARGET), strict=True):
-        np.testing.assert_allclose(leaf[:4] - center, center - leaf[4:], atol=1e-6)
-        assert np.std(leaf[:4] - center) > 0.03
+        np.testing.assert_allclose(leaf[0::2] - center, center - leaf[1::2], atol=1e-6)
+        assert np.std(leaf[0::2] - center) > 0.03
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_perturbations_of_low_rank(rank):
+    """Every number has mean 0 and variance 1, the rank is as set, and products do not need the sum."""
+    genome = {"matrix": jnp.ones((16, 24)), "narrow": jnp.zeros((16, 2)), "vector": jnp.zeros(5)}
+    keys = jax.random.split(jax.random.key(0), 2000)
+    noise = jax.vmap(lambda key: perturbations.draw_noise(key, genome, rank))(keys)
+    members = perturbations.perturb(genome, noise, jnp.full(2000, 0.5))
+    matrices = form_matrices(members)["matrix"]
+    assert np.linalg.matrix_rank(matrices[0] - 1) == rank
+    np.testing.assert_allclose(jnp.mean(matrices, axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(jnp.std(matrices, axis=0), 0.5, atol=0.12)
+    vectors = jax.random.normal(jax.random.key(1), (3, 16))
+    axes = perturbations.member_axes(genome, rank)
+    products = jax.vmap(lambda member: vectors @ member["matrix"], (axes,))(members)
+    np.testing.assert_allclose(products, vectors @ matrices, atol=1e-4)
+    weights = jax.random.normal(jax.random.key(2), (2000,))
+    total = perturbations.weighted_sum(weights, noise)
+    np.testing.assert_allclose(total["matrix"], jnp.tensordot(weights, (matrices - 1) / 0.5, 1), atol=1e-2)
+    assert members["narrow"].shape == (2000, 16, 2) and members["vector"].shape == (2000, 5)
 
 
 def build_development(agent="recurrent_cells", **settings):
@@ -89,10 +145,16 @@ def test_members_are_evaluated_on_the_same_lifetimes_on_all_devices():
     def measure(keys, genome):
         return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)
 
-    split = evolution.shard_population(measure, 8)
-    assert np.ptp(jax.jit(split)(keys, identical)[0]) == 0
+    loop = evosax_loop("SNES", jax.eval_shape(agent.genome, jax.random.key(0)), 8, 0.1)  # proposes a population
+    evaluate_shard = evolution.make_shard_evaluation(measure, loop, shard_size=4, members_at_once=2)
+
+    @jax.jit
+    def split(keys, population):
+        return jax.tree.map(jnp.ravel, map_shards(evaluate_shard, (keys, population), num_shards=2))
+
+    assert np.ptp(split(keys, identical)[0]) == 0
     one_by_one = [float(jax.jit(measure)(keys, jax.tree.map(lambda leaf, i=i: leaf[i], genomes))[0]) for i in range(8)]
-    fitness, env_steps = jax.jit(split)(keys, genomes)
+    fitness, env_steps = split(keys, genomes)
     np.testing.assert_allclose(fitness, one_by_one, rtol=1e-6)
     assert env_steps.tolist() == [4 * 8] * 8
     assert development.steps_per_generation == 8 * 4 * 8
@@ -132,8 +194,81 @@ def test_a_search_turns_away_from_genomes_whose_learning_diverges():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strategy": "Open_SE"}, {"population_size": 7}, {"sigma": 0.0}, {"baseline_agent": "nobody"}]
+    ("settings", "message"),
+    [
+        ({"strategy": "Open_SE"}, "there is no strategy 'Open_SE'; did you mean Open_ES"),
+        ({"population_size": 7}, "'population_size' must be even and at least 4, not 7"),
+        ({"shard_size": 3}, "'shard_size' must be even and divide the population size 8, not 3"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"baseline_agent": "nobody"}, "nobody"),
+        ({"strategy": "SNES", "rank": 1}, "'rank' needs the strategy 'Open_ES', not 'SNES'"),
+    ],
 )
-def test_invalid_settings_are_rejected_by_name(settings):
-    with pytest.raises(BadInput, match=r"Open_SE|population|sigma|nobody"):
+def test_invalid_settings_are_rejected_by_name(settings, message):
+    with pytest.raises(BadInput, match=message):
         build_development(**settings)
+
+
+def matrix_agent(use):
+    """An agent whose only use of its matrix is given."""
+
+    def act(key, state, percept):
+        return jnp.argmax(use(jnp.ones(8), state.weights.content)[:3]).astype(jnp.int32), state
+
+    return Agent(
+        lambda key: jnp.zeros((8, 8)), lambda key, genome: State(Weights(genome), ()), lambda state: state, act,
+        lambda key, state, transition: (state, {}),
+    )  # fmt: skip
+
+
+def test_low_rank_needs_agents_that_only_multiply_by_their_matrices():
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=8)
+    drives = steering.build(env.spec)
+    settings = {"population_size": 8, "num_lifetimes": 2, "num_generations": 2, "rank": 1}
+    plugins.build("development", "evolution", matrix_agent(lambda x, matrix: x @ matrix), env, drives, **settings)
+    for use in (lambda x, matrix: x @ matrix.T, lambda x, matrix: x + jnp.sum(matrix**2, axis=0)):
+        with pytest.raises(BadInput, match="as `x @ matrix` only; set rank=0"):
+            plugins.build("development", "evolution", matrix_agent(use), env, drives, **settings)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_low_rank_and_full_rank_members_have_the_fitness_of_their_matrices(rank):
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=8)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=16)
+    loop = build_open_es(
+        jax.eval_shape(agent.genome, jax.random.key(0)), 8, 8, optax.constant_schedule(0.5),
+        optax.constant_schedule(0.1), rank,
+    )  # fmt: skip
+    proposal, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(0), agent.genome(jax.random.key(1))))
+    keys = jax.random.split(jax.random.key(2), 4)
+
+    def measure(keys, genome):
+        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)
+
+    shard = evolution.make_shard_evaluation(measure, loop, shard_size=8, members_at_once=4)
+    fitness, _ = jax.jit(shard)(keys, proposal, jnp.int32(0))
+    members = form_matrices(loop.members(proposal, jnp.int32(0), 8))
+    expected = jax.jit(jax.vmap(lambda member: measure(keys, member)[0]))(members)
+    np.testing.assert_allclose(fitness, expected, atol=1e-6)
+    assert np.std(expected) > 0
+
+
+def test_the_default_shard_depends_on_the_population_alone():
+    sizes = {size: choose_shard_size(size) for size in (4, 8, 64, 250, 256, 4096, 65_536)}
+    assert sizes == {4: 4, 8: 8, 64: 16, 250: 50, 256: 16, 4096: 64, 65_536: 1024}
+
+
+def test_a_generation_in_shards_is_that_of_one_program():
+    development, _ = build_development(population_size=64, num_generations=1)
+    shards = development.shards
+    state = development.init(jax.random.key(3))
+    keys, proposal = shards.propose(state)
+    parts = [shards.evaluate_shard(keys, proposal, jnp.int32(number)) for number in reversed(range(shards.num_shards))]
+    fitness, env_steps = (jnp.concatenate(list(reversed(leaves))) for leaves in zip(*parts, strict=True))
+    after, info = shards.finish(state, fitness, env_steps)
+    expected, expected_info = development.step(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-5), info, expected_info)
+    for computed, reference_leaf in zip(*map(jax.tree.leaves, (after.strategy, expected.strategy)), strict=True):
+        np.testing.assert_allclose(computed, reference_leaf, atol=1e-5)
+    assert shards.num_shards == 4

@@ -234,6 +234,21 @@ class OuterLoop(NamedTuple):
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
 
 
+class ShardedGeneration(NamedTuple):
+    """A generation in parts that processes and machines can compute apart: `propose`, all shards, then `finish`.
+
+    All three are compiled functions. A generation is bitwise reproducible wherever its shards are computed, as long as
+    each is computed by the same compiled program on one thread.
+    """
+
+    num_shards: int
+    propose: Callable[[PyTree], tuple[Key, PyTree]]  # state -> keys of the lifetimes [B], proposal
+    evaluate_shard: Callable[[Key, PyTree, Array], tuple[Array, Array]]  # ..., index -> fitness and env steps, [S] each
+    finish: Callable[
+        [PyTree, Array, Array], tuple[PyTree, Info]
+    ]  # state, fitness and env steps [P] -> next state, Info
+
+
 class Development(NamedTuple):
     """A development whose state, a pytree of arrays, holds everything that a resumed run needs.
 
@@ -249,6 +264,7 @@ class Development(NamedTuple):
     # agent-environment steps at most, all members and lifetimes together; where lifetimes can be over early, Info holds
     # the steps that were taken as `env_steps`, [G] or, so that the sum cannot exceed int32, [G, ...]
     steps_per_generation: int
+    shards: ShardedGeneration | None = None  # where a generation can be divided over processes
 
 
 class Trajectory(NamedTuple):

@@ -9,7 +9,7 @@ numbers), so that they differ by their genomes only. A member whose learning div
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny import plugins, trees
+from ontogeny import plugins
 from ontogeny.development.base import (
     build_agent_from_text,
     host_fitness,
@@ -27,6 +27,7 @@ from ontogeny.development.base import (
     searched_fitness,
     split_into_calls,
 )
+from ontogeny.development.evosax_search import EVOSAX_STRATEGIES, evosax_loop
 from ontogeny.development.open_es import build_open_es, choose_shard_size, largest_divisor, noise_bytes
 from ontogeny.development.perturbations import form_matrices
 from ontogeny.errors import BadInput, require_at_least, require_positive
@@ -43,10 +44,11 @@ from ontogeny.types import (
     Key,
     OuterLoop,
     PyTree,
+    ShardedGeneration,
     Steering,
 )
 
-STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
+STRATEGIES = ("Open_ES", *EVOSAX_STRATEGIES)
 
 MAX_MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle,
 MEMBER_BYTES = 4 * 2**20  # and more than these of parameters do not fit its cache
@@ -106,8 +108,9 @@ def build(
         shard_size: Members whose gradients are summed first (S) in Open_ES, an even divisor of the population size; 0
             for the default, which depends on the population size only. It determines the rounding of sums.
     """
-    counts = {"num_lifetimes": num_lifetimes, "num_generations": num_generations}
-    require_at_least(1, **counts, generations_per_call=generations_per_call)
+    require_at_least(
+        1, num_lifetimes=num_lifetimes, num_generations=num_generations, generations_per_call=generations_per_call
+    )
     ratios = {"final_sigma_ratio": final_sigma_ratio, "final_learning_rate_ratio": final_learning_rate_ratio}
     require_at_least(0, learning_rate=learning_rate, rank=rank, shard_size=shard_size, **ratios)
     require_positive(sigma=sigma)
@@ -123,6 +126,8 @@ def build(
         sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
         learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
         loop = build_open_es(template, population_size, shard_size, sigmas, learning_rates, rank)
+    elif strategy not in STRATEGIES:
+        raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
     elif rank:
         raise BadInput(f"the setting 'rank' needs the strategy 'Open_ES', not '{strategy}'")
     else:
@@ -131,8 +136,7 @@ def build(
     members_at_once = _count_members_at_once(template, shard_size, rank)
     evaluations = _make_evaluations(agent, baseline, env, steering, loop, population_size, shard_size, members_at_once)
     if rank and evaluations.shard is not None:
-        proposal = jax.eval_shape(lambda key: loop.ask(key, loop.init(key, agent.genome(key)))[0], jax.random.key(0))
-        _require_products(evaluations.shard, num_lifetimes, proposal)
+        _require_products(evaluations.shard, loop, template, num_lifetimes)
     generation = _make_generation(loop, evaluations, baseline, num_lifetimes, env)
     run_generations = repeat_generation(env, generation, generations_per_call)
 
@@ -149,7 +153,9 @@ def build(
         return loop.genome(state.strategy)
 
     steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
-    return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation)
+    num_shards = population_size // shard_size if strategy == "Open_ES" else 0
+    shards = _make_shards(loop, evaluations, baseline, num_lifetimes, num_shards)
+    return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation, shards)
 
 
 def _make_evaluations(
@@ -220,15 +226,15 @@ def _count_members_at_once(template: Genome, shard_size: int, rank: int) -> int:
     return 2 * largest_divisor(shard_size // 2, min(fitting, MAX_MEMBERS_AT_ONCE) // 2)
 
 
-def _require_products(evaluate_shard: Callable[..., PyTree], num_lifetimes: int, proposal: PyTree) -> None:
-    """Raises `BadInput` if the agent uses a large matrix otherwise than as the right factor of a product.
+def _require_products(
+    evaluate_shard: Callable[..., PyTree], loop: OuterLoop, template: Genome, num_lifetimes: int
+) -> None:
+    """Raises `BadInput` if the agent uses a large matrix otherwise than as the right factor of a product."""
 
-    Args:
-        evaluate_shard: The evaluation of a shard.
-        num_lifetimes: B.
-        proposal: Of the search, or its shapes.
-    """
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lifetimes))
+    def propose(key: Key, genome: Genome) -> tuple[Key, PyTree]:
+        return jax.random.split(key, num_lifetimes), loop.ask(key, loop.init(key, genome))[0]
+
+    keys, proposal = jax.eval_shape(propose, jax.random.key(0), template)
     try:
         jax.eval_shape(evaluate_shard, keys, proposal, jnp.int32(0))
     except (TypeError, AttributeError, ValueError, IndexError) as error:
@@ -248,99 +254,85 @@ def _check_population(population_size: int, shard_size: int) -> None:
         )
 
 
+class _Proposed(NamedTuple):
+    """What a generation begins with."""
+
+    keys: Key  # of the lifetimes, [B]
+    proposal: PyTree
+    strategy: PyTree  # the state of the strategy after `ask`
+    tell_key: Key
+    baseline_genome: Genome
+
+
+def _propose(state: EvolutionState, loop: OuterLoop, baseline: Agent, num_lifetimes: int) -> _Proposed:
+    """Draws everything random in a generation."""
+    key = jax.random.fold_in(state.seed, state.generation)
+    ask_key, tell_key, lifetimes_key, baseline_key = jax.random.split(key, 4)
+    keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
+    return _Proposed(keys, *loop.ask(ask_key, state.strategy), tell_key, baseline.genome(baseline_key))
+
+
+def _select(
+    state: EvolutionState,
+    proposed: _Proposed,
+    fitness: Array,
+    env_steps: Array,
+    baseline_fitness: Array,
+    loop: OuterLoop,
+) -> tuple[EvolutionState, Info]:
+    """The state after a generation, and its diagnostics."""
+    # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
+    advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
+    strategy = loop.tell(proposed.tell_key, proposed.strategy, proposed.proposal, advantage)
+    info = {
+        "fitness": jnp.mean(fitness),
+        "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
+        "fitness_std": jnp.std(fitness),
+        "advantage_over_baseline": jnp.mean(advantage),
+        "env_steps": env_steps,
+    }
+    return EvolutionState(state.seed, state.generation + 1, strategy), info
+
+
 def _make_generation(
     loop: OuterLoop, evaluations: Evaluations, baseline: Agent, num_lifetimes: int, env: AnyEnvironment
 ) -> Callable[[EvolutionState], tuple[EvolutionState, Info]]:
     """One generation."""
-
-    def propose(state: EvolutionState) -> tuple[Key, PyTree, PyTree, Key, Genome]:
-        key = jax.random.fold_in(state.seed, state.generation)
-        ask_key, tell_key, lifetimes_key, baseline_key = jax.random.split(key, 4)
-        keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
-        proposal, strategy = loop.ask(ask_key, state.strategy)
-        return keys, proposal, strategy, tell_key, baseline.genome(baseline_key)
-
-    def select(
-        state: EvolutionState,
-        proposal: PyTree,
-        strategy: PyTree,
-        key: Key,
-        measured: tuple[Array, Array],
-        baseline_fitness: Array,
-    ) -> tuple[EvolutionState, Info]:
-        fitness, env_steps = measured
-        # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
-        advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
-        strategy = loop.tell(key, strategy, proposal, advantage)
-        info = {
-            "fitness": jnp.mean(fitness),
-            "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
-            "fitness_std": jnp.std(fitness),
-            "advantage_over_baseline": jnp.mean(advantage),
-            "env_steps": env_steps,
-        }
-        return EvolutionState(state.seed, state.generation + 1, strategy), info
-
+    propose = partial(_propose, loop=loop, baseline=baseline, num_lifetimes=num_lifetimes)
+    select = partial(_select, loop=loop)
     if isinstance(env, HostEnvironment):
         propose, select = jax.jit(propose), jax.jit(select)
 
     def generation(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        keys, proposal, strategy, tell_key, baseline_genome = propose(state)
-        measured = evaluations.population(keys, proposal)
-        baseline_fitness, _ = evaluations.baseline(keys, baseline_genome)
-        return select(state, proposal, strategy, tell_key, measured, baseline_fitness)
+        proposed = propose(state)
+        fitness, env_steps = evaluations.population(proposed.keys, proposed.proposal)
+        baseline_fitness, _ = evaluations.baseline(proposed.keys, proposed.baseline_genome)
+        return select(state, proposed, fitness, env_steps, baseline_fitness)
 
     return generation
 
 
-def evosax_loop(strategy: str, template: Genome, population_size: int, sigma: Any) -> OuterLoop:
-    """A strategy of evosax as an outer loop that maximizes fitness; its proposal is the population.
+def _make_shards(
+    loop: OuterLoop, evaluations: Evaluations, baseline: Agent, num_lifetimes: int, num_shards: int
+) -> ShardedGeneration | None:
+    """The parts of a generation of Open_ES, whose proposal is small.
 
-    Args:
-        strategy: Name of the evolution strategy, one of `STRATEGIES` other than Open_ES.
-        template: A genome, or its shapes.
-        population_size: Members of a generation (P), even and at least 4.
-        sigma: Initial standard deviation of the perturbations.
+    Returns:
+        None where there are no shards, or where the environment cannot be traced.
     """
-    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigma)
+    if evaluations.shard is None or not num_shards:
+        return None
+    propose = partial(_propose, loop=loop, baseline=baseline, num_lifetimes=num_lifetimes)
 
-    def init(key: Key, genome: Genome) -> PyTree:
-        # Some numbers in evosax's state are Python's; as arrays, a state has the same types before and after a step.
-        state = algorithm.init(key, genome, parameters)
-        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), state)
+    def finish(state: EvolutionState, fitness: Array, env_steps: Array) -> tuple[EvolutionState, Info]:
+        proposed = propose(state)
+        baseline_fitness, _ = evaluations.baseline(proposed.keys, proposed.baseline_genome)
+        return _select(state, proposed, fitness, env_steps, baseline_fitness, loop)
 
-    def ask(key: Key, state: PyTree) -> tuple[PyTree, PyTree]:
-        return algorithm.ask(key, state, parameters)
+    def propose_members(state: EvolutionState) -> tuple[Key, PyTree]:
+        return propose(state)[:2]
 
-    def members(population: PyTree, first: Array, count: int) -> PyTree:
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), population)
-
-    def tell(key: Key, state: PyTree, population: PyTree, fitness: Array) -> PyTree:
-        cost = -fitness  # evosax minimizes; this is the one place where the sign changes
-        return algorithm.tell(key, population, cost, state, parameters)[0]
-
-    return OuterLoop(init, ask, members, 0, tell, genome=algorithm.get_mean)
-
-
-def _make_algorithm(strategy: str, template: Genome, population_size: int, sigma: Any) -> tuple[Any, Any]:
-    """evosax's algorithm and its parameters."""
-    if strategy not in STRATEGIES:
-        raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
-    num_parameters = trees.num_elements(template)
-    if strategy == "LM_MA_ES" and population_size > 2 * num_parameters:
-        # Its evolution path decays by 1 - population / parameters per generation; evosax takes a root of 2 minus that.
-        raise BadInput(
-            f"the strategy 'LM_MA_ES' takes a population of at most twice the {num_parameters} parameters of this "
-            f"genome, not {population_size}"
-        )
-    from evosax import algorithms  # takes two seconds to import
-
-    solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
-    algorithm = getattr(algorithms, strategy)(population_size, solution)
-    parameters = algorithm.default_params
-    if hasattr(parameters, "std_init"):
-        parameters = parameters.replace(std_init=sigma)
-    return algorithm, parameters
+    return ShardedGeneration(num_shards, jax.jit(propose_members), jax.jit(evaluations.shard), jax.jit(finish))
 
 
 def mean_fitness(

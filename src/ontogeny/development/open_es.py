@@ -3,8 +3,8 @@
 Salimans et al. 2017 (arXiv 1703.03864): antithetic Gaussian perturbations of a mean genome, centered ranks in the place
 of fitness, a gradient step of Adam. The noise of a pair of members is drawn from the pair's own random key wherever it
 is needed: when the members are evaluated, on any device or machine, and again for the gradient. The pairs are divided
-into shards, and the sums of the shards are added in their order, so that the gradient has the same bits however many
-devices compute it. P population size.
+into shards, and the sums of the shards are added in their order, so that the gradient is bitwise reproducible on any
+number of devices. P population size, J = P / 2 pairs.
 """
 
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def build_open_es(
             proposal.mean, jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), noise), scale
         )
 
-    def sum_shard(proposal: OpenESProposal, weights: Float[Array, "P/2"], shard: Array) -> Genome:
+    def sum_shard(proposal: OpenESProposal, weights: Float[Array, "J"], shard: Array) -> Genome:
         """The sum of the noise of one shard by the weights of its pairs."""
 
         def add_pairs(total: Genome, begin: Array) -> tuple[Genome, None]:
