@@ -176,3 +176,19 @@ def test_digests_depend_on_types_bits_and_order_but_not_on_timing() -> None:
 def test_bad_drivers_are_refused(text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         open_driver(text)
+
+
+@pytest.mark.slow
+def test_a_calibration_on_workers_has_the_chunks_of_one_process(pool: Driver) -> None:
+    from ontogeny.audit.calibration import Chunk, Selection, calibrate
+    from ontogeny.audit.calibration_tasks import calibrate_on
+
+    selection = Selection(("learns",), ("win_stay", "latent_state_learner"), ("bandit",))
+    recorded: list[Chunk] = []
+    results = calibrate_on(pool, selection, 3, on_chunk=recorded.append)
+    assert sorted(chunk.organism for chunk in recorded) == ["latent_state_learner", "win_stay"]
+    continued = calibrate_on(pool, selection, 3, recorded=recorded, on_chunk=recorded.append)
+    assert continued == results and len(recorded) == 2
+    expected = calibrate(selection, 3)
+    counts = [[(r.organism, r.yes, r.no, r.yes_by_z) for r in of_run] for of_run in (results, expected)]
+    assert counts[0] == counts[1]

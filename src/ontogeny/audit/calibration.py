@@ -167,12 +167,8 @@ def calibrate(
     Raises:
         BadInput: If a recorded chunk was measured with other settings.
     """
-    tests, organisms, envs = selection
-    selected = select_tests(tests)
-    pairs = [(test, control) for test in selected for control in controls_of(test, organisms, envs)]
-    pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]
     chunks = {chunk.key: chunk for chunk in recorded}
-    planned = _plan_chunks(pairs, num_audits)
+    planned = plan_selection(selection, num_audits, extra)
     unfit: set[tuple[str, str, str]] = set()
     last_measured = ("", "", "")
     num_controls = 0  # whose programs may be held by JAX
@@ -200,10 +196,20 @@ def calibrate(
     return combine_controls([chunks[key] for key in keys if key in chunks])
 
 
-def _plan_chunks(
-    pairs: Sequence[tuple[AuditTest, Control]], num_audits: int
+def plan_selection(
+    selection: Selection, num_audits: int, extra: Sequence[Control] = ()
 ) -> list[tuple[int, int, AuditTest, Control]]:
-    """Returns number, size, test and control of each chunk, in the order in which they are measured."""
+    """Returns number, size, test and control of each chunk, in the order in which they are measured.
+
+    Args:
+        selection: Tests, organisms and environments.
+        num_audits: Audits of each control by each test.
+        extra: Further controls.
+    """
+    tests, organisms, envs = selection
+    selected = select_tests(tests)
+    pairs = [(test, control) for test in selected for control in controls_of(test, organisms, envs)]
+    pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]
     sizes = [min(AUDITS_PER_CHUNK, num_audits - start) for start in range(0, num_audits, AUDITS_PER_CHUNK)]
     chunks = list(enumerate(sizes))
     first = [(*chunk, *pair) for chunk in chunks[:1] for pair in pairs]

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
-from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.jax_setup import configure_jax, configure_jax_of_workers
 from ontogeny.cli.shared import (
     Device,
     Drives,
     JsonFile,
     NumHostDevices,
+    OnDriver,
     Seed,
     build_run_spec,
     check_new_path,
@@ -180,6 +181,7 @@ def calibrate(
     records: RecordsFile = None,
     table: TableOnly = False,
     seed: Seed = 0,
+    on: OnDriver = "in_process",
     out: JsonFile = None,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
@@ -188,12 +190,17 @@ def calibrate(
 
     Example: ontogeny audit calibrate --num-audits 1000 --records calibration.jsonl
     """
+    from ontogeny.parallel.drivers import is_in_process, open_driver
+
     check_new_path(out)
     if table and records is None:
         raise BadInput("--table prints the tables of a file, which --records must name")
     _require_known_names(audit=tests, environments=envs, organisms=organisms)
-    configure_jax(device, num_host_devices)
-    from ontogeny.audit import calibration, calibration_records
+    if is_in_process(on):
+        configure_jax(device, num_host_devices)
+    else:
+        configure_jax_of_workers(device, num_host_devices)
+    from ontogeny.audit import calibration, calibration_records, calibration_tasks
     from ontogeny.audit.base import list_organisms, select_tests
     from ontogeny.audit.history import begin_audit
 
@@ -211,9 +218,13 @@ def calibrate(
     on_chunk = None if records is None else partial(calibration_records.append_chunk, records)
     with progress("calibrating", "chunks") as update:
         selection = calibration.Selection(tuple(tests or ()), tuple(organisms or ()), tuple(envs or ()))
-        results = calibration.calibrate(
-            selection, num_audits, seed, extra=students, recorded=recorded, on_chunk=on_chunk, on_progress=update
-        )
+        options: dict[str, Any] = {"extra": students, "recorded": recorded}
+        options |= {"on_chunk": on_chunk, "on_progress": update}
+        if is_in_process(on):
+            results = calibration.calibrate(selection, num_audits, seed, **options)
+        else:
+            with open_driver(on) as driver:
+                results = calibration_tasks.calibrate_on(driver, selection, num_audits, seed, **options)
     splits = calibration.cross_validate_thresholds(results)
     claims = calibration.claim_error_rates(results)
     print_calibration(results, splits, claims)

@@ -14,6 +14,11 @@ from ontogeny.errors import BadInput
 MAX_HOST_DEVICES = 8
 HOST_DEVICES_FLAG = "xla_force_host_platform_device_count"
 MAX_CACHE_BYTES = 512 * 2**20  # of compiled programs on disk; those that were used least recently are deleted
+CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
@@ -47,6 +52,28 @@ def configure_jax(device: str | None, num_host_devices: int | None = None, *, on
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def configure_jax_of_workers(device: str | None, num_host_devices: int | None) -> None:
+    """Configure JAX in a process whose tasks workers compute, each on one device of the CPU with one thread.
+
+    The workers inherit the folder of compiled programs.
+
+    Raises:
+        BadInput: The user chooses another device or number of devices.
+    """
+    if device not in (None, "cpu") or num_host_devices not in (None, 1):
+        raise BadInput(
+            "workers compute on one device of the CPU each; use --on in_process with another --device or "
+            "--num-host-devices"
+        )
+    configure_jax("cpu", None if HOST_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "") else 1)
+    import jax
+
+    settings = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+    if settings[CACHE_SETTINGS[0]]:
+        for name, setting in settings.items():
+            os.environ.setdefault(name.upper(), str(setting))
 
 
 def _ignore_64_bits() -> None:

@@ -49,6 +49,15 @@ NumHostDevices = Annotated[
         "any number of processors (default: one per processor, at most 8).",
     ),
 ]
+OnDriver = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        metavar="DRIVER",
+        help="Where tasks are computed: in_process, one after another; processes, in parallel on this machine "
+        "(processes:num_workers=4 for four of them); or ray, on the cluster that RAY_ADDRESS names.",
+    ),
+]
 Drives = Annotated[
     list[str] | None,
     typer.Option(

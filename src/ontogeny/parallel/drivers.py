@@ -30,8 +30,9 @@ from ontogeny.parallel.tasks import (
     to_plain,
 )
 
+IN_PROCESS = "in_process"
 CLASSES = {  # by the name of a driver
-    "in_process": "ontogeny.parallel.in_process:InProcess",
+    IN_PROCESS: "ontogeny.parallel.in_process:InProcess",
     "processes": "ontogeny.parallel.process_pool:ProcessPool",
     "ray": "ontogeny.parallel.on_ray:RayCluster",
 }
@@ -191,6 +192,11 @@ class Driver(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_in_process(text: str) -> bool:
+    """Whether the driver that `open_driver` would open computes in this process."""
+    return plugins.parse(text)[0] == IN_PROCESS
 
 
 def open_driver(text: str = "in_process") -> Driver:
