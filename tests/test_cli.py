@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from ontogeny import cli, plugins, rng, seeds
-from ontogeny.cli import jax_setup, shared
+from ontogeny.cli import shared
 from ontogeny.cli.commands import COMMANDS
 from ontogeny.errors import BadInput
 from ontogeny.lm.config import TrainConfig
@@ -442,15 +442,6 @@ def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resume
     monkeypatch.setattr(studies, "run", interrupted)
     monkeypatch.setattr(kinds, "write_page", interrupted)
     assert call_cli(command, "there") == (130, "", f"ontogeny: stopped{hint}\n")
-
-
-def test_a_cache_folder_that_cannot_be_created_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = jax_setup.cache_folder()
-    assert folder is not None and folder.is_dir() and folder.is_relative_to(tmp_path)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert jax_setup.cache_folder() is None
 
 
 def test_progress_without_a_terminal_is_a_line_with_the_remaining_time_now_and_then(capsys, monkeypatch):

@@ -18,7 +18,7 @@ from ontogeny import plugins
 ROOT = Path(ontogeny.__file__).parent
 LAYERS = [  # from the lowest on; modules and packages of one layer do not import each other
     ("errors", "printable", "renamed"),
-    ("types", "seeds", "optional_packages", "source_files"),
+    ("types", "seeds", "optional_packages", "source_files", "compilation_cache"),
     ("rng",),
     ("trees", "tracing"),
     ("plugins",),

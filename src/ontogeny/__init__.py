@@ -1,6 +1,7 @@
 """Compare ways of building adaptive agents, and measure where their ability is stored and where it keeps changing.
 
 The functions below are the public API; each is imported when it is first used, so that `import ontogeny` is quick.
+Functions that compute keep their compiled programs in the user's cache folder (`ontogeny.compilation_cache`).
 
     env = ontogeny.make_env("bandit", num_arms=10)
     agent = ontogeny.make_agent("thompson", env)
@@ -61,6 +62,7 @@ _SOURCES = {
     "rollout": "ontogeny.rollouts:rollout",
     "train": "ontogeny.stages.train:train",
 }
+_COMPUTES_NOTHING = {"SamplingParams", "list_plugins", "open_run"}  # all others use the cache of compiled programs
 
 
 def load(folder: "Path | str", *, online: bool = False) -> "AgentSession | LanguageModel":
@@ -76,16 +78,22 @@ def load(folder: "Path | str", *, online: bool = False) -> "AgentSession | Langu
     Raises:
         BadInput: The folder holds no single agent or language model, or is unfinished, damaged or of another format.
     """
+    from ontogeny import compilation_cache
     from ontogeny.runs import kinds
 
+    compilation_cache.use()
     return cast("AgentSession | LanguageModel", kinds.load(folder, online=online))
 
 
 def __getattr__(name: str) -> Any:
+    if name != "lm" and name not in _SOURCES:
+        raise AttributeError(f"module 'ontogeny' has no attribute '{name}'")
+    if name not in _COMPUTES_NOTHING:
+        from ontogeny import compilation_cache
+
+        compilation_cache.use()
     if name == "lm":
         return importlib.import_module("ontogeny.lm")
-    if name not in _SOURCES:
-        raise AttributeError(f"module 'ontogeny' has no attribute '{name}'")
     module, _, attribute = _SOURCES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

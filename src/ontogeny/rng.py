@@ -75,7 +75,9 @@ def split_lifetime_key(key: Key) -> LifetimeKeys:
 
 def split_step_keys(keys: LifetimeKeys, num_steps: int) -> StepKeys:
     """The keys of the steps of one lifetime, leading axis T = `num_steps`."""
-    return StepKeys(*(jax.random.split(key, num_steps) for key in (keys.env, keys.act, keys.learn)))
+    # One split of three keys takes a third of the time to compile of three splits, and gives the same keys.
+    step_keys = jax.vmap(lambda key: jax.random.split(key, num_steps))(jnp.stack([keys.env, keys.act, keys.learn]))
+    return StepKeys(*step_keys)
 
 
 def stage_of(key: Key) -> str:

@@ -1,29 +1,19 @@
 """Settings that JAX reads when it is imported; a command makes them before it imports JAX."""
 
-import contextlib
-import hashlib
 import os
-import platform
 import sys
-from pathlib import Path
 
-from ontogeny import plugins
+from ontogeny import compilation_cache, plugins
 from ontogeny.cli.shared import print_note
 from ontogeny.errors import BadInput
 
 MAX_HOST_DEVICES = 8
 HOST_DEVICES_FLAG = "xla_force_host_platform_device_count"
-MAX_CACHE_BYTES = 512 * 2**20  # of compiled programs on disk; those that were used least recently are deleted
-CACHE_SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
 def configure_jax(device: str | None, num_host_devices: int | None = None, *, one_thread: bool = False) -> None:
-    """Choose the device, the number of host devices and the folder of compiled programs, and import JAX.
+    """Choose the device and the number of host devices, import JAX, and use the cache of compiled programs.
 
     Args:
         device: `cpu` or `gpu`; None leaves the choice to JAX.
@@ -48,16 +38,13 @@ def configure_jax(device: str | None, num_host_devices: int | None = None, *, on
         jax.devices()
     except (RuntimeError, AssertionError):  # JAX asserts where the only platform that was requested is absent
         raise BadInput(f"there is no {device or os.environ.get('JAX_PLATFORMS')} here that JAX can use") from None
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := cache_folder()) is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    compilation_cache.use()
 
 
 def configure_jax_of_workers(device: str | None, num_host_devices: int | None) -> None:
     """Configure JAX in a process whose tasks workers compute, each on one device of the CPU with one thread.
 
-    The workers inherit the folder of compiled programs.
+    The workers use the folder of compiled programs by themselves.
 
     Raises:
         BadInput: The user chooses another device or number of devices.
@@ -68,12 +55,6 @@ def configure_jax_of_workers(device: str | None, num_host_devices: int | None) -
             "--num-host-devices"
         )
     configure_jax("cpu", None if HOST_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "") else 1)
-    import jax
-
-    settings = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
-    if settings[CACHE_SETTINGS[0]]:
-        for name, setting in settings.items():
-            os.environ.setdefault(name.upper(), str(setting))
 
 
 def _ignore_64_bits() -> None:
@@ -102,30 +83,3 @@ def _xla_flags(flags: str, num_host_devices: int | None, one_thread: bool) -> st
         flags += " --xla_cpu_collective_call_terminate_timeout_seconds=86400"
         flags += " --xla_cpu_collective_call_warn_stuck_timeout_seconds=3600"
     return flags.strip()
-
-
-def cache_folder() -> Path | None:
-    """The folder in which compiled programs are kept; None where nothing can be written."""
-    with contextlib.suppress(OSError, RuntimeError):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # Programs are compiled for one kind of processor, and several machines may share a home.
-        kind = hashlib.sha256(f"{platform.machine()}{_processor()}".encode()).hexdigest()[:12]
-        folder = home / "ontogeny" / f"programs-{kind}"
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            size = f"at most {MAX_CACHE_BYTES // 2**20} MB"
-            print(
-                f"note: compiled programs are kept in '{folder}' ({size}), which may be deleted at any time; "
-                "JAX_COMPILATION_CACHE_DIR names another folder",
-                file=sys.stderr,
-            )
-        return folder if os.access(folder, os.W_OK | os.X_OK) else None
-    return None
-
-
-def _processor() -> str:
-    """The features of the processor for which programs are compiled."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return platform.processor()

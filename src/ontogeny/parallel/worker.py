@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ontogeny import compilation_cache
 from ontogeny.errors import BadInput
 from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure, find_function, to_plain
 
@@ -107,7 +108,10 @@ def execute(task: Task, setup: Setup) -> TaskAnswer:
     """Computes a task in this process; an error becomes a `TaskFailure`."""
     start = time.perf_counter()
     try:
-        answer = to_plain(find_function(task.function)(setup, task.request))
+        function = find_function(task.function)
+        if "jax" in sys.modules:
+            compilation_cache.use()
+        answer = to_plain(function(setup, task.request))
     except BadInput as error:
         answer = TaskFailure(str(task), str(error), is_bad_input=True)
     except Exception as error:

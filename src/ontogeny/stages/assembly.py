@@ -44,8 +44,10 @@ def assemble(spec: RunSpec) -> Assembly:
 
 
 def build_development(spec: RunSpec, assembly: Assembly) -> Development:
-    """The outer loop of a spec, ready to run."""
-    return plugins.build("development", spec.development.name, *assembly, **spec.development.settings)
+    """The outer loop of a spec, ready to run; developments that differ in their seeds share their compiled programs."""
+    name, settings = spec.development.name, spec.development.settings
+    build = plugins.get_attribute("development", name, "build")
+    return build_once(_build_new_development, build, name, assembly, tuple(settings.items()))
 
 
 def make_env(name: str, **settings: Any) -> AnyEnvironment:
@@ -116,6 +118,13 @@ def _build_new_agent(
     """A new agent of these settings."""
     agent = plugins.build("agents", name, spec, steering, **dict(settings))
     return trace_fields(agent, "genome", "init", "reset", "act", "learn")
+
+
+def _build_new_development(
+    _: Callable[..., Development], name: str, assembly: Assembly, settings: Settings
+) -> Development:
+    """A new development of these settings."""
+    return plugins.build("development", name, *assembly, **dict(settings))
 
 
 def _build_new_env(_: Callable[..., AnyEnvironment], name: str, settings: Settings) -> AnyEnvironment:
