@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_created_is_not_used(monkeypatch, tmp_path):
     assert compilation_cache.cache_folder() is None
 
 
-def test_repair_deletes_unfinished_programs_and_those_used_least_recently(tmp_path):
+def test_repair_deletes_unfinished_programs_and_the_oldest_of_too_many(tmp_path):
     times = [50, 10, 40, 20, 30, 60]
     write_programs(tmp_path, times)
     (tmp_path / "torn-cache").write_bytes(b"half of a pro")
@@ -108,17 +108,17 @@ def test_repair_deletes_unfinished_programs_and_those_used_least_recently(tmp_pa
 
 def test_python_uses_the_folder_once_something_computes_and_the_user_can_turn_it_off(tmp_path):
     before, after = "import ontogeny; ontogeny.list_plugins('agents')", "import ontogeny; ontogeny.evaluate"
-    off, other = {"JAX_ENABLE_COMPILATION_CACHE": "0"}, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "other")}
-    unused, used, disabled, named = (
+    off, of_user = {"JAX_ENABLE_COMPILATION_CACHE": "0"}, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "chosen")}
+    unused, used, disabled, chosen = (
         start(code + REPORT, tmp_path / str(number), **variables)
-        for number, (code, variables) in enumerate([(before, {}), (after, {}), (after, off), (after, other)])
+        for number, (code, variables) in enumerate([(before, {}), (after, {}), (after, off), (after, of_user)])
     )
     assert json.loads(finish(unused)[0])[0] is None and not (tmp_path / "0").exists()
     output, complaint = finish(used)
     assert json.loads(output) == [str(the_folder(tmp_path / "1")), compilation_cache.MAX_BYTES]
     assert complaint.startswith("note: compiled programs are kept in") and "JAX_ENABLE_COMPILATION_CACHE=0" in complaint
     assert json.loads(finish(disabled)[0])[0] is None and not (tmp_path / "2").exists()
-    assert json.loads(finish(named)[0]) == [str(tmp_path / "other"), -1] and not (tmp_path / "3").exists()
+    assert json.loads(finish(chosen)[0]) == [str(tmp_path / "chosen"), -1] and not (tmp_path / "3").exists()
 
 
 def test_a_second_process_compiles_nothing_even_after_one_was_killed_while_it_wrote(tmp_path):
