@@ -382,11 +382,19 @@ def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
     from ontogeny.runs import kinds
 
     calls = []
-    monkeypatch.setattr(studies, "run", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(studies, "run", lambda *arguments, **options: calls.append((*arguments, options)))
+    monkeypatch.setattr(studies, "merge", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(kinds, "write_page", lambda folder: folder / "report.html")
-    assert call_cli("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
-    assert call_cli("study")[0] == 0
-    assert calls == [(Path("mine.toml"), Path("there"), 4, ""), (None, None, None, "")]
+    Path("sweep.toml").write_text("sweep = {}", encoding="utf-8")
+    options = {"part": None, "on": "in_process"}
+    for arguments, call in [
+        (("mine.toml", "--out", "there", "--seed", "4"), (Path("mine.toml"), Path("there"), 4, "", options)),
+        ((), (None, None, None, "", options)),
+        (("merge", "all", "1", "2"), (Path("all"), [Path("1"), Path("2")])),
+        (("sweep.toml", "--on", "in_process"), (Path("sweep.toml"), None, None, "", options)),
+    ]:
+        assert call_cli("study", *arguments)[0] == 0
+        assert calls.pop() == call
     for path in ("there", "there/report.html"):
         assert call_cli("report", path)[:2] == (0, "wrote there/report.html\n")
 
@@ -436,7 +444,7 @@ def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resume
     from ontogeny import studies
     from ontogeny.runs import kinds
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(studies, "run", interrupted)

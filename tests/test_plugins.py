@@ -9,8 +9,8 @@ from ontogeny import plugins
 from ontogeny.environments import ranges
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
+from ontogeny.studies.entries import StudyEnvironment
 from ontogeny.studies.plan import build_env
-from ontogeny.studies.spec import StudyEnvironment
 from ontogeny.types import BadInput, Environment
 
 LONELY_BANDIT = '''"""A bandit with three arms, from another package."""

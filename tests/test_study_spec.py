@@ -231,11 +231,13 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
 
 def test_the_documentation_lists_every_key_and_its_example_is_a_study():
     text = (Path(__file__).parents[1] / "docs" / "how-to" / "write-a-study.md").read_text(encoding="utf-8")
-    plan.check_study(spec.parse_spec(text.split("```toml")[1].split("```")[0]))
-    documented = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
-    keys = {("top", key) for key in spec.StudyFile.model_fields if key not in ("environments", "agents")}
+    for example in text.split("```toml")[1:]:
+        plan.check_study(spec.parse_spec(example.split("```")[0]))
+    documented = set(re.findall(r"^\| `?(top|\[+\w+\]+)`? \| `(\w+)`", text, re.MULTILINE))
+    keys = {("top", key) for key in spec.StudyFile.model_fields if key not in ("environments", "agents", "sweep")}
     keys |= {("[[environments]]", key) for key in spec.StudyEnvironment.model_fields}
     keys |= {("[[agents]]", key) for key in spec.StudyAgent.model_fields}
+    keys |= {("[sweep]", key) for key in spec.Sweep.model_fields}
     assert documented == keys
 
 

@@ -25,6 +25,10 @@ class ServerFailed(Exception):
     """No deployment of a server can answer requests any more; the message says why."""
 
 
+class StudyIncomplete(Exception):
+    """Measurements of a study failed or are missing after all others were carried out; the message says which."""
+
+
 class ContractViolation(BadInput):
     """An agent, most likely one from outside the package, violated the agent contract."""
 

@@ -15,7 +15,7 @@ import typer
 
 from ontogeny import __version__
 from ontogeny.cli.commands import LazyGroup
-from ontogeny.errors import BadInput, ServerFailed, StorageUnavailable
+from ontogeny.errors import BadInput, ServerFailed, StorageUnavailable, StudyIncomplete
 from ontogeny.printable import to_printable
 from ontogeny.renamed import renamed_hint
 
@@ -51,7 +51,7 @@ def main() -> None:
         sys.exit(code)
     except (BadInput, StorageUnavailable) as error:
         _exit_with(str(error))
-    except ServerFailed as error:
+    except (ServerFailed, StudyIncomplete) as error:
         _exit_with(str(error), 1)
     except typer.TyperException as error:
         _exit_with(_usage_message(error))

@@ -14,7 +14,9 @@ from ontogeny.stats import Interval
 from ontogeny.studies import comparison
 from ontogeny.studies.comparison import AgentResult, collect_differences, score_difference
 
+MAX_AGENTS_COMPARED = 20  # of an environment; of more agents, only pairs whose difference was measured are compared
 MAX_MAIN_PAIRS = 10  # of an environment; of more pairs, those of developed agents are the main ones
+MAX_DEVELOPED_PAIRS = 28  # of agents with an approach, that is of eight agents
 MAX_CLAUSES = 6  # pairs that one sentence names
 MAX_ENVIRONMENTS = 3  # with a sentence each in the answer of a study
 
@@ -49,6 +51,9 @@ def compare_pairs(
     pairs: dict[str, list[PairwiseDifference]] = {}
     for env, rows in results.items():  # the best agent first
         for first, second in combinations(rows, 2):
+            names = {(env, first.agent, second.agent), (env, second.agent, first.agent)}
+            if len(rows) > MAX_AGENTS_COMPARED and not names & differences.keys():
+                continue
             difference = score_difference(differences, first, second)
             if difference.mean < 0:  # on the tasks of both, the agent with the lower score may do better
                 first, second, difference = second, first, score_difference(differences, second, first)
@@ -62,10 +67,16 @@ def describe_unclaimed(difference: Interval) -> str:
 
 
 def main_pairs(pairs: Sequence[PairwiseDifference]) -> list[PairwiseDifference]:
-    """The pairs of an environment that a table shows at once: all, or of many those of agents with an approach."""
+    """The pairs of an environment that a table shows at once: all, or of many those of agents with an approach.
+
+    Where there are very many of these, as in a sweep, it shows those of the best of these agents.
+    """
     if len(pairs) <= MAX_MAIN_PAIRS:
         return list(pairs)
     developed = [pair for pair in pairs if "baseline" not in (pair.first.approach, pair.second.approach)]
+    if len(developed) > MAX_DEVELOPED_PAIRS:
+        best = max((side for pair in developed for side in pair[1:3]), key=lambda side: side.score.mean)
+        developed = [pair for pair in developed if best in pair[1:3]]
     return developed or list(pairs[:MAX_MAIN_PAIRS])
 
 

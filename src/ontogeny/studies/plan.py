@@ -4,6 +4,7 @@ The module knows names, seeds and paths; it measures nothing and writes nothing.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
-from ontogeny.stages.assembly import assemble, build_development, make_env
+from ontogeny.stages.assembly import Assembly, assemble, build_development, make_env
 from ontogeny.stages.spec import RunSpec, parse_plugin_choice
 from ontogeny.studies import upper_bounds
-from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec
-from ontogeny.types import Agent, AnyEnvironment
+from ontogeny.studies.entries import StudyAgent, StudyEnvironment
+from ontogeny.studies.pairwise import MAX_AGENTS_COMPARED
+from ontogeny.studies.spec import StudySpec
+from ontogeny.types import Agent, AnyEnvironment, Development
 
 APPROACH_ORDER = ("baseline", "ml_code", "evolution")  # the quickest first
 
@@ -35,9 +38,21 @@ class Measurement(NamedTuple):
     train_env: StudyEnvironment | None = None  # of a development; it may come later in the list than `env`
 
 
+class AgentSize(NamedTuple):
+    """The size of an agent in an environment, from which the cost of its measurements is estimated."""
+
+    num_parameters: int  # of the genome
+    num_steps: int  # of a lifetime
+    num_training_env_steps: int = 0  # of its development in this environment, where it has one
+
+
+Sizes = dict[tuple[str, str], AgentSize]  # by the names of agent and environment
+
+
 def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
     """All measurements of a study in their order: environment by environment, quick agents first."""
     developed: set[str] = set()
+    cells = {(cell.env, cell.agent) for cell in spec.cells}
     for env in spec.environments:
         yield Measurement(f"environment/{env.name}", "environment", env)
         agents = [agent for agent in spec.agents if env.name in agent.environments]
@@ -49,7 +64,7 @@ def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
                     developed.add(development)
                     train_env = spec.find_env(agent.train_env_for(env.name))
                     yield Measurement(development, "development", env, agent, seed, train_env=train_env)
-                yield Measurement(f"evaluation/{env.name}/{agent.name}/{seed}", "evaluation", env, agent, seed)
+                yield Measurement(evaluation_id(agent, env.name, seed), "evaluation", env, agent, seed)
             if env.record_lifetime:
                 name = f"recorded_lifetime/{env.name}/{agent.name}"
                 yield Measurement(name, "recorded_lifetime", env, agent, agent.seeds[0])
@@ -59,6 +74,8 @@ def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
                 yield Measurement(name, "attribution", env, agent, agent.seeds[0])
         for i, agent in enumerate(agents):
             for other_agent in agents[:i]:
+                if len(agents) > MAX_AGENTS_COMPARED and cells >= {(env.name, a.name) for a in (agent, other_agent)}:
+                    continue  # of very many cells only the differences from agents that do not vary are measured
                 name = f"difference/{env.name}/{agent.name}/{other_agent.name}"
                 yield Measurement(name, "difference", env, agent, other_agent=other_agent)
         if _has_exact_upper_bound(env):
@@ -70,27 +87,66 @@ def development_id(agent: StudyAgent, env: str, seed: int) -> str:
     return f"development/{agent.train_env_for(env)}/{agent.name}/{seed}"
 
 
-def check_study(spec: StudySpec) -> None:
+def evaluation_id(agent: StudyAgent, env: str, seed: int) -> str:
+    """The id of the evaluation of a development in `env`."""
+    return f"evaluation/{env}/{agent.name}/{seed}"
+
+
+def dependencies(measurement: Measurement) -> list[str]:
+    """The ids of the measurements whose results a measurement reads."""
+    env, agent, other_agent = measurement.env.name, measurement.agent, measurement.other_agent
+    if agent is None or measurement.kind == "development":
+        return []
+    if other_agent is not None:
+        return [evaluation_id(a, env, seed) for a in (agent, other_agent) for seed in a.seeds]
+    return [development_id(agent, env, measurement.seed)]
+
+
+def check_study(spec: StudySpec) -> Sizes:
     """Build every environment, agent and development of a study, so that no study fails halfway.
+
+    Returns:
+        The size of each agent in each environment in which it is developed or evaluated.
 
     Raises:
         BadInput: If one of them cannot be built, or two results would have the same path.
     """
+    sizes: Sizes = {}
+    developed: set[tuple[str, str]] = set()
     for i, env in enumerate(spec.environments):
-        with _at(f"environments[{i}], '{env.name}'"):
+        with _at(f"environments[{i}], '{env.name}'" if not spec.cells else f"environment '{env.name}'"):
             steering.build(build_env(env).spec, env.drives)
     for i, agent in enumerate(spec.agents):
+        place = f"agents[{i}], '{agent.name}'" if not spec.cells else f"agent '{agent.name}'"
         for name in agent.environments:
             train_env = agent.train_env_for(name)
-            with _at(f"agents[{i}], '{agent.name}' in '{train_env}'"):
+            with _at(f"{place} in '{train_env}'"):
                 run_spec = make_run_spec(spec, agent, spec.find_env(train_env), agent.seeds[0])
                 trained = assemble(run_spec)
-                build_development(run_spec, trained)
-            with _at(f"agents[{i}], '{agent.name}' in '{name}'"):
-                evaluated = assemble(make_run_spec(spec, agent, spec.find_env(name), agent.seeds[0]))
-                if _genome_shapes(evaluated.agent) != _genome_shapes(trained.agent):
-                    raise BadInput(f"its genome has other shapes there than in '{train_env}', where it is developed")
+                if (agent.name, train_env) not in developed:
+                    developed.add((agent.name, train_env))
+                    development = build_development(run_spec, trained)
+                    sizes[agent.name, train_env] = _agent_size(trained, development if is_trained(agent) else None)
+            if name != train_env:
+                with _at(f"{place} in '{name}'"):
+                    evaluated = assemble(make_run_spec(spec, agent, spec.find_env(name), agent.seeds[0]))
+                    if _genome_shapes(evaluated.agent) != _genome_shapes(trained.agent):
+                        raise BadInput(
+                            f"its genome has other shapes there than in '{train_env}', where it is developed"
+                        )
+                    sizes.setdefault((agent.name, name), _agent_size(evaluated, None))
     _check_distinct_paths(spec)
+    return sizes
+
+
+def _agent_size(assembly: Assembly, development: Development | None) -> AgentSize:
+    """The size of an agent in an environment, with the steps of its development there."""
+    num_parameters = sum(math.prod(shape) for shape, _ in _genome_shapes(assembly.agent)[1])
+    num_training_env_steps = 0
+    if development is not None:
+        num_generations = development.num_calls * development.generations_per_call
+        num_training_env_steps = num_generations * development.steps_per_generation
+    return AgentSize(num_parameters, assembly.env.spec.num_steps, num_training_env_steps)
 
 
 @contextlib.contextmanager
@@ -180,4 +236,5 @@ def scores_path(out: Path, env: StudyEnvironment, agent: StudyAgent, seed: int) 
 
 def _slug(name: str) -> str:
     """A name as a part of a path: lower case, with dashes for everything but letters and digits."""
-    return re.sub(r"[^\w]+", "-", name.lower()).strip("-")
+    name = name.lower().replace("=-", "=minus-")  # the cells of a sweep over -1 and 1 have distinct paths
+    return re.sub(r"[^\w]+", "-", name).strip("-")

@@ -23,13 +23,14 @@ from ontogeny.studies.pairwise import (
 PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
 # How the ids of measurements begin that take long.
 LONG_WORK = ("development/", "planning/", "curve/", "picture/", "attribution/")
+DONE_INTERVAL = 10.0  # seconds at least between lines about what is left, where the output is no terminal
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 
 class StudyEvent(NamedTuple):
     """What a running study reports."""
 
-    kind: str  # "start", "work", "progress", "table" or "end"
+    kind: str  # "start", "work", "progress", "done", "failure", "table" or "end"
     text: str
     num_done: int = 0
     num_total: int = 0
@@ -37,6 +38,8 @@ class StudyEvent(NamedTuple):
     pairs: tuple[PairwiseDifference, ...] = ()
     published_scores: tuple[tuple[str, float], ...] = ()
     upper_bound: float = float("inf")
+    num_failed: int = 0  # of a measurement that is done
+    seconds_left: float | None = None
 
 
 OnEvent = Callable[[StudyEvent], None]
@@ -47,6 +50,7 @@ class ProgressDisplay:
 
     def __init__(self) -> None:
         self.start_time = self.work_start_time = time.perf_counter()
+        self.done_time = -DONE_INTERVAL  # of the last line about what is left
         self.console = Console()
         self.bars = Progress(
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
@@ -95,6 +99,22 @@ class ProgressDisplay:
             rate = f"{format_number(event.num_done / seconds, 2)}/s"
             self.bars.update(self.work_bar, completed=event.num_done, total=event.num_total, rate=rate)
 
+    def _show_done(self, event: StudyEvent) -> None:
+        """Prints what is left and how long it will take; without a terminal only now and then."""
+        if self.is_terminal:
+            remaining = "" if event.seconds_left is None else f", {format_duration(event.seconds_left)} left"
+            failed = f", {event.num_failed} failed" if event.num_failed else ""
+            self.bars.update(
+                self.study_bar, completed=event.num_done, total=event.num_total, description=f"study{failed}{remaining}"
+            )
+        elif time.perf_counter() - self.done_time >= DONE_INTERVAL:
+            self.done_time = time.perf_counter()
+            self._print(describe_remaining(event))
+
+    def _show_failure(self, event: StudyEvent) -> None:
+        """Prints why a measurement failed."""
+        self._print(f"failed: {event.text}")
+
     def _show_table(self, event: StudyEvent) -> None:
         """Prints the results of an environment and the differences between its agents, as tables and a sentence."""
         self._print_table(event.text, HEADS, [_table_row(result, event) for result in event.results])
@@ -135,6 +155,21 @@ class ProgressDisplay:
 def show_progress(on_event: OnEvent | None) -> contextlib.AbstractContextManager[OnEvent]:
     """The context in which a study reports its events: to `on_event`, or by default to a display."""
     return contextlib.closing(ProgressDisplay()) if on_event is None else contextlib.nullcontext(on_event)
+
+
+def describe_remaining(event: StudyEvent) -> str:
+    """The sentence about what is done and what is left of a study."""
+    failed = f", {event.num_failed:,} failed or missing" if event.num_failed else ""
+    num_left = event.num_total - event.num_done - event.num_failed
+    duration = "" if event.seconds_left is None or not num_left else f", {format_duration(event.seconds_left)}"
+    return f"{event.num_done:,} of {event.num_total:,} measurements done{failed}, {num_left:,} left{duration}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration that was estimated: `about 40 s`, `about 12 min`, `about 3.5 h`."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def progress_callback(notify: OnEvent, name: str) -> Callable[..., None]:

@@ -6,11 +6,13 @@ byte; wall times, which vary, are kept in the timing file under the same ids.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.runs import records as run_records
-from ontogeny.runs.records import RECORDS_FILE, Record, read_timings
+from ontogeny.runs.records import RECORDS_FILE, Record, append_record, read_timings
 
+FAILURES_FILE = "failures.jsonl"
 Schema = Mapping[str, tuple[str, ...]]  # required keys by kind of record; `curve.mean` is a key of a table in a record
 
 _TRAJECTORY = ("observation", "first", "action", "score", "discount")
@@ -25,6 +27,41 @@ SCHEMA: Schema = {
     "upper_bound": ("env", "name", "value", "method"),
     "recorded_lifetime": ("env", "agent", "approach", *(f"trajectory.{key}" for key in _TRAJECTORY)),
 }
+
+
+class Failure(NamedTuple):
+    """A measurement that left no record.
+
+    Attributes:
+        id: Of the measurement.
+        sentence: Why it failed.
+        missing: The id of the measurement on which it depends and which has no record; empty where it failed itself.
+        traceback: Of an error that is no `BadInput`, for the author of the program or plugin.
+    """
+
+    id: str
+    sentence: str
+    missing: str = ""
+    traceback: str = ""
+
+
+def read_failures(folder: Path) -> dict[str, Failure]:
+    """The failures of the last run of a study, by id.
+
+    Args:
+        folder: The folder of the study.
+    """
+    path = folder / FAILURES_FILE
+    if not path.exists():
+        return {}
+    lines = run_records.read_records(path)
+    failures = [Failure(**{key: str(line.get(key, "")) for key in Failure._fields}) for line in lines]
+    return {failure.id: failure for failure in failures}
+
+
+def append_failure(folder: Path, failure: Failure) -> None:
+    """Append a failure to the file of the study in a folder."""
+    append_record(folder / FAILURES_FILE, failure._asdict())
 
 
 def read_records(folder: Path, schema: Schema = SCHEMA) -> list[Record]:
