@@ -1,5 +1,9 @@
 """Evolution: every strategy maximizes fitness, and a generation is a function of seed and number alone."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -272,3 +276,36 @@ def test_a_generation_in_shards_is_that_of_one_program():
     for computed, reference_leaf in zip(*map(jax.tree.leaves, (after.strategy, expected.strategy)), strict=True):
         np.testing.assert_allclose(computed, reference_leaf, atol=1e-5)
     assert shards.num_shards == 4
+
+
+def test_the_gradient_is_bitwise_reproducible_on_any_number_of_devices(monkeypatch):
+    assert jax.local_device_count() == 2
+    loop = build_loop("Open_ES", 64, shard_size=16)
+    proposal, state = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
+    fitness = jax.random.normal(jax.random.key(2), (64,))
+
+    def step():
+        return jax.jit(lambda state, proposal, fitness: loop.tell(None, state, proposal, fitness))(
+            state, proposal, fitness
+        )
+
+    on_two_devices = step()
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert trees.bitwise_equal(on_two_devices, step())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_is_bitwise_reproducible_on_any_number_of_devices(tmp_path, rank):
+    sizes = "population_size=256,num_lifetimes=8,num_generations=6,generations_per_call=3"
+    environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
+    contents = set()
+    for count in (1, 2, 8):
+        folder = tmp_path / str(count)
+        arguments = ["train", "--agent", "recurrent:hidden_size=16", "--env", "bandit:num_pulls=20"]
+        arguments += ["--development", f"evolution:{sizes},rank={rank}"]
+        arguments += ["--num-host-devices", str(count), "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "ontogeny", *arguments], env=environment, check=True, timeout=600)
+        contents.add((folder / "genome.safetensors").read_bytes() + (folder / "records.jsonl").read_bytes())
+    assert len(contents) == 1

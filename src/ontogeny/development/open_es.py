@@ -102,7 +102,9 @@ def build_open_es(
             jax.tree.map(jnp.zeros_like, proposal.mean),
             sums,
         )[0]
-        descent = jax.tree.map(lambda leaf: -leaf / (population_size * proposal.sigma), total)
+        # The barrier keeps the compiler from rounding differently on one device and on several.
+        total, scale = jax.lax.optimization_barrier((total, -1 / (population_size * proposal.sigma)))
+        descent = jax.tree.map(lambda leaf: scale * leaf, total)
         updates, optimizer_state = optimizer.update(descent, state.optimizer, state.mean)
         mean = jax.tree.map(jnp.add, state.mean, updates)
         return OpenESState(mean, optimizer_state, state.generation + 1)

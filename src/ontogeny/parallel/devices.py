@@ -64,8 +64,8 @@ def map_shards(function: Callable[..., PyTree], shared: Sequence[PyTree], num_sh
         num_shards: S.
 
     Returns:
-        The results in the order of the shards, leading axis S. Where the number of devices does not divide S, some
-        devices compute the last shard once more.
+        The results in the order of the shards, leading axis S, on every device. Where the number of devices does not
+        divide S, some devices compute the last shard once more.
     """
     num_devices = jax.local_device_count()
     shards = jnp.minimum(jnp.arange(-(-num_shards // num_devices) * num_devices), num_shards - 1)
@@ -74,7 +74,9 @@ def map_shards(function: Callable[..., PyTree], shared: Sequence[PyTree], num_sh
         return jax.lax.map(lambda shard: function(*shared, shard), shards)
 
     mapped = shard_over_devices(map_part, (None, 0))(tuple(shared), shards)
-    return jax.tree.map(lambda leaf: leaf[:num_shards], mapped)
+    gathered = jax.lax.with_sharding_constraint(mapped, NamedSharding(_local_mesh(None), _partition(None)))
+    # The barrier keeps the compiler from fusing the sums of a caller with this computation, on one device only.
+    return jax.lax.optimization_barrier(jax.tree.map(lambda leaf: leaf[:num_shards], gathered))
 
 
 def _local_mesh(num_devices: int | None) -> Mesh:
