@@ -285,7 +285,7 @@ def test_the_gradient_is_bitwise_reproducible_on_any_number_of_devices(monkeypat
     fitness = jax.random.normal(jax.random.key(2), (64,))
 
     def step():
-        return jax.jit(lambda state, proposal, fitness: loop.tell(None, state, proposal, fitness))(
+        return jax.jit(lambda state, proposal, fitness: loop.tell(jax.random.key(3), state, proposal, fitness))(
             state, proposal, fitness
         )
 
