@@ -1,12 +1,13 @@
 """`ontogeny train`, `evaluate` and `deploy`: develop an agent, score it, and run one lifetime of it."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ontogeny.cli import shared
-from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.jax_setup import configure_jax, configure_jax_of_workers
 from ontogeny.errors import BadInput, LearningDiverged
 from ontogeny.report.formatting import pluralize
 
@@ -32,6 +33,15 @@ def train(
         float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints; 0 saves one as often as possible.")
     ] = 5.0,
     seed: shared.Seed = 0,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRIVER",
+            help="Where `evolution` evaluates its shards: in_process, one after another; processes, in parallel on "
+            "this machine (processes:num_workers=4 for four of them); or ray, on the cluster that RAY_ADDRESS names. "
+            "All three have bitwise equal results.",
+        ),
+    ] = None,
     device: shared.Device = None,
     num_host_devices: shared.NumHostDevices = None,
 ) -> None:
@@ -39,19 +49,27 @@ def train(
 
     Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 --development evolution --out runs/cells
     """
-    configure_jax(device, num_host_devices)
+    if on is None:
+        configure_jax(device, num_host_devices)
+    else:
+        configure_jax_of_workers(device, num_host_devices)
+    from ontogeny.parallel.drivers import open_driver
     from ontogeny.runs import checkpoint
     from ontogeny.stages.train import train
 
     spec = shared.build_run_spec(agent, env, development, drive, seed)
-    with shared.progress("training") as update:
+    with (
+        contextlib.nullcontext() if on is None else open_driver(on) as driver,
+        shared.progress("training") as update,
+    ):
 
         def on_progress(num_done: int, total: int, record: dict[str, Any]) -> None:
             steps = record["env_steps"]
             text = f"generation {num_done} of {total}, fitness {shared.format_number(record['fitness'])}"
+            text += f"; {driver.status().describe()}" if driver is not None else ""
             update(steps, steps * total // num_done, text)
 
-        train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
+        train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval, driver=driver)
     genome = checkpoint.read_metadata(out, "genome")
     typer.echo(
         f"{out}: a genome of {pluralize(genome['num_parameters'], 'parameter')} after "

@@ -59,6 +59,10 @@ class DriverStatus(NamedTuple):
     setup_bytes: int  # that `put` received, not counting copies for several workers
     fingerprints: tuple[dict[str, str], ...]  # of the workers, each once; see `worker.fingerprint`
 
+    def counts(self) -> dict[str, int]:
+        """All numbers by name."""
+        return {name: number for name, number in self._asdict().items() if name != "fingerprints"}
+
     def describe(self) -> str:
         """The numbers that a line of progress shows."""
         text = f"{self.num_workers} workers"
@@ -76,7 +80,7 @@ class Driver(ABC):
         Args:
             mixed_workers: Whether workers with different fingerprints may answer tasks of one run.
         """
-        self._mixed_workers = mixed_workers
+        self.mixed_workers = mixed_workers
         self._num_answers = self._num_retries = self._num_stragglers = self._num_duplicates = 0
         self._request_bytes = self._answer_bytes = self._setup_bytes = self._num_setups = 0
         self._fingerprints: dict[str, dict[str, str]] = {}
@@ -148,7 +152,7 @@ class Driver(ABC):
         if not received.fingerprint:  # no worker answered
             return
         self._fingerprints.setdefault(digest(received.fingerprint), received.fingerprint)
-        if len(self._fingerprints) > 1 and not self._mixed_workers:
+        if len(self._fingerprints) > 1 and not self.mixed_workers:
             first, second, *_ = self._fingerprints.values()
             differences = [
                 f"{name} '{first[name]}' and '{second[name]}'" for name in first if first[name] != second[name]
@@ -163,7 +167,7 @@ class Driver(ABC):
         if isinstance(second.answer, TaskFailure):
             return
         self._num_duplicates += 1
-        if digest(second.answer) != first_digest and not self._mixed_workers:
+        if digest(second.answer) != first_digest and not self.mixed_workers:
             raise UnequalAnswers(
                 f"the task {task} gave two different answers, the second in process {second.worker}; a result must "
                 "depend on the task alone"

@@ -17,6 +17,7 @@ import numpy as np
 from ontogeny import plugins, trees
 from ontogeny.development.base import require_finite_search
 from ontogeny.errors import BadInput
+from ontogeny.parallel.drivers import Driver
 from ontogeny.rng import key_from_seed
 from ontogeny.runs import formats
 from ontogeny.runs.folder import claim
@@ -24,6 +25,7 @@ from ontogeny.runs.recorder import RunRecorder
 from ontogeny.runs.records import Record
 from ontogeny.stages.assembly import assemble, build_development
 from ontogeny.stages.saved_agent import GENOME, portable_spec
+from ontogeny.stages.shards import check_continuation, divide_generations, require_shards
 from ontogeny.stages.spec import RunSpec, complete_spec, parse_run_spec, user_files
 from ontogeny.types import Development
 
@@ -36,6 +38,7 @@ def train(
     *,
     on_progress: OnTrainingProgress | None = None,
     checkpoint_interval: float = 5.0,
+    driver: Driver | None = None,
 ) -> Path:
     """Run a spec to its end.
 
@@ -48,6 +51,8 @@ def train(
         on_progress: Receives the number of generations done and of all generations, and the last record, after each
             compiled call.
         checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
+        driver: Evaluates the shards of each generation, for the development `evolution`. The bits of the run are the
+            same with every driver, but differ from those of a run without one.
 
     Returns:
         The folder.
@@ -62,6 +67,8 @@ def train(
     if not isinstance(spec, RunSpec):
         spec = parse_run_spec(spec)
     development = build_development(spec, assemble(spec))
+    if driver is not None:
+        require_shards(development, spec)
     completed, files = portable_spec(complete_spec(spec))
     names = [str(path) for _, path in user_files(spec)]
     with (
@@ -69,11 +76,20 @@ def train(
         plugins.explain_plugin_errors(names, "training fails", only_their_lines=True),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
-        _run(spec.seed, development, recorder, on_progress)
+        check_continuation(out, in_tasks=driver is not None)
+        if driver is not None:
+            development = divide_generations(development, spec, out, driver)
+        _run(spec.seed, development, recorder, on_progress, driver)
     return out
 
 
-def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
+def _run(
+    seed: int,
+    development: Development,
+    recorder: RunRecorder,
+    on_progress: OnTrainingProgress | None,
+    driver: Driver | None,
+) -> None:
     """Run the compiled calls that are not done yet, and save the genome after the last one."""
     num_calls, generations = development.num_calls, development.generations_per_call
     state, progress = development.init(key_from_seed(seed)), {"generation": 0, "env_steps": 0}
@@ -89,7 +105,8 @@ def _run(seed: int, development: Development, recorder: RunRecorder, on_progress
         for record in _records(info, progress, development):
             recorder.append([record])
         progress = {name: record[name] for name in progress}
-        recorder.append_timing({"compiled_call": call, "seconds": round(time.perf_counter() - started, 6)})
+        timing = {"compiled_call": call, "seconds": round(time.perf_counter() - started, 6)}
+        recorder.append_timing(timing | ({} if driver is None else driver.status().counts()))
         recorder.save(state, progress, is_last=call == num_calls)
         if on_progress is not None:
             on_progress(call * generations, num_calls * generations, record)
