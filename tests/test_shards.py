@@ -1,4 +1,4 @@
-"""Evolution in shards: the same bits with every driver, after interruptions, and whatever happens to workers."""
+"""Evolution in shards: bitwise equal results with every driver, after interruptions, and whatever happens to workers."""
 
 import json
 from pathlib import Path
@@ -70,9 +70,9 @@ def test_a_run_continues_as_it_began(tmp_path: Path) -> None:
         train(SPEC, tmp_path, driver=BrokenDriver(1), checkpoint_interval=0)
     with pytest.raises(BadInput, match="began with --on; without it"):
         train(SPEC, tmp_path)
-    other = json.loads((tmp_path / "workers.json").read_text())
-    other["workers"][0]["cpu_flags"] = "another processor"
-    (tmp_path / "workers.json").write_text(json.dumps(other))
+    record = json.loads((tmp_path / "workers.json").read_text())
+    record["workers"][0]["cpu_flags"] = "another processor"
+    (tmp_path / "workers.json").write_text(json.dumps(record))
     with pytest.raises(BadInput, match="began on workers of another kind"):
         train(SPEC, tmp_path, driver=InProcess())
 
