@@ -40,7 +40,7 @@ from ontogeny.types import (
 )
 
 # Programs that run a few batches of lifetimes compile at level 2 of LLVM: in half the time that level 3 takes, to
-# programs of about the same speed and with the same bits. Another level in XLA_FLAGS takes precedence.
+# programs of about the same speed whose results are bitwise equal. Another level in XLA_FLAGS takes precedence.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 2}
 if "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
     COMPILER_OPTIONS.clear()
