@@ -1,4 +1,4 @@
-"""Evolution in shards: bitwise equal results with every driver, after interruptions, and whatever happens to workers."""
+"""Evolution in shards: bitwise equal results with every driver and after interruptions."""
 
 import json
 from pathlib import Path

@@ -34,6 +34,7 @@ from ontogeny.stages.spec import RunSpec, parse_run_spec, spec_to_json, user_fil
 from ontogeny.types import Development, Info, PyTree, ShardedGeneration
 
 FITNESS_FILE, WORKERS_FILE = "fitness.jsonl", "workers.json"
+SHARD_FUNCTION = f"{__name__}:evaluate_shard"
 
 
 class Measured(NamedTuple):
@@ -65,9 +66,10 @@ def divide_generations(development: Development, spec: RunSpec, folder: Path, dr
         measured = log.find(digest)
         if measured is None:
             setup = driver.put({"spec": text, "arrays": arrays})
-            requests = [Task(f"{__name__}:evaluate_shard", {"shard": i}) for i in range(generation.num_shards)]
-            answers = driver.run(requests, setup)
-            measured = _join(answers)
+            number = log.num_generations + 1
+            shards = range(generation.num_shards)
+            requests = [Task(SHARD_FUNCTION, {"generation": number, "shard": shard}) for shard in shards]
+            measured = _join(driver.run(requests, setup))
             _record_workers(folder, driver)
             log.append(digest, measured)
         state, info = jax.block_until_ready(generation.finish(state, *map(jnp.asarray, measured)))
@@ -115,6 +117,11 @@ class FitnessLog:
         repair_records(path)
         self._records = {record["proposal"]: record for record in read_records(path)} if path.exists() else {}
 
+    @property
+    def num_generations(self) -> int:
+        """All generations before the one that was evaluated last are in the file, and so is that one."""
+        return len(self._records)
+
     def find(self, proposal: str) -> Measured | None:
         """The measurements of a generation, or None where it has not been evaluated.
 
@@ -140,7 +147,7 @@ class FitnessLog:
         """Append the measurements of a generation, and return when they are on the disk."""
         steps = np.unique(measured.env_steps)
         record = {
-            "generation": len(self._records) + 1,
+            "generation": self.num_generations + 1,
             "proposal": proposal,
             "digest": tasks.digest(measured.fitness),
             "fitness": base64.b64encode(measured.fitness.astype("<f4").tobytes()).decode(),
@@ -155,7 +162,7 @@ def evaluate_shard(setup: Setup, request: Mapping[str, Any]) -> dict[str, np.nda
 
     Args:
         setup: The spec as JSON text, and keys and proposal of the generation as arrays by name.
-        request: The index of the shard.
+        request: The index of the shard, and the number of the generation, which messages name.
 
     Returns:
         Fitness [S] and environment steps, [S], or [1] where they are the same for all members.
