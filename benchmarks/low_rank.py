@@ -103,7 +103,7 @@ def print_lines(task: str, options: argparse.Namespace) -> None:
         "setting": setting
         | {
             "interval": [round(interval.low, 5), round(interval.high, 5)],
-            "is_within_criterion": -CRITERION <= interval.low and interval.high <= CRITERION,
+            "is_within_criterion": interval.low >= -CRITERION and interval.high <= CRITERION,
             "scores": {rank: [round(final.score, 4) for final in finals[rank]] for rank in RANKS},
             "initial": [round(score, 4) for score in initial],
         },
