@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ontogeny.cli.jax_setup import configure_jax
 
-TASKS = {"bandit": "bandit:num_arms=2,num_pulls=50", "two_step": "two_step:num_trials=50"}
+TASKS = {"two_arms": "bandit:num_arms=2,num_pulls=50", "five_arms": "bandit:num_arms=5,num_pulls=30"}
 RANKS = (0, 1)
 NUM_EVALUATION_TASKS = 4000
 CRITERION = 0.02
@@ -128,10 +128,10 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=48)
-    parser.add_argument("--num-generations", type=int, default=100)
+    parser.add_argument("--num-generations", type=int, default=60)
     parser.add_argument("--num-lifetimes", type=int, default=32)
-    parser.add_argument("--sigma", type=float, default=0.1)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--sigma", type=float, default=0.2)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
     chosen = parser.parse_args()
     configure_jax(None, 1)
     for chosen_task in chosen.tasks:
