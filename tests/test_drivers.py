@@ -1,5 +1,6 @@
 """Drivers of tasks: equal answers in task order, failures of single tasks, workers that end or do not respond."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from ontogeny.errors import BadInput
 from ontogeny.parallel.drivers import Driver, open_driver
-from ontogeny.parallel.tasks import Task, TaskFailed, TaskFailure, digest
-from ontogeny.parallel.worker import ENVIRONMENT, worker_environment
+from ontogeny.parallel.in_process import InProcess
+from ontogeny.parallel.tasks import Task, TaskFailed, TaskFailure, UnequalAnswers, digest
+from ontogeny.parallel.worker import ENVIRONMENT, fingerprint, worker_environment
 
 
 def square(setup, request):
@@ -145,6 +147,75 @@ def test_other_flags_of_the_user_reach_the_workers() -> None:
     environment = worker_environment({"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_x=3", "A": "b"})
     assert "--xla_cpu_x=3" in environment["XLA_FLAGS"] and "A" not in environment
     assert environment["XLA_FLAGS"].count("device_count") == 1 and "device_count=1" in environment["XLA_FLAGS"]
+
+
+class TwiceDriver(InProcess):
+    """Gives every answer twice; the second one may have other numbers or come from another kind of worker."""
+
+    def __init__(self, *, second: dict, mixed_workers: bool = False) -> None:
+        super().__init__()
+        self.second, self.mixed_workers = second, mixed_workers
+
+    def _compute(self, tasks, setup):
+        for index, received in super()._compute(tasks, setup):
+            yield index, received
+            yield index, received._replace(**self.second)
+
+
+def test_second_answers_must_have_the_bits_of_the_first() -> None:
+    task = [Task(f"{__name__}:divide", {"x": 6, "by": 2})]
+    driver = TwiceDriver(second={"answer": 3.0})
+    assert driver.run(task) == [3.0] and driver.status().num_duplicates == 1
+    with pytest.raises(UnequalAnswers, match="two different answers"):
+        TwiceDriver(second={"answer": np.nextafter(3.0, 4.0)}).run(task)
+
+
+def test_workers_of_different_kinds_are_refused_or_marked() -> None:
+    task = [Task(f"{__name__}:divide", {"x": 6, "by": 2})]
+    second = {"fingerprint": {**fingerprint(), "jaxlib": "0.0"}}
+    with pytest.raises(BadInput, match=r"workers are of different kinds .*jaxlib '.*' and '0.0'"):
+        TwiceDriver(second=second).run(task)
+    driver = TwiceDriver(second=second, mixed_workers=True)
+    assert driver.run(task) == [3.0]
+    assert "different kinds" in driver.status().describe() and len(driver.status().fingerprints) == 2
+
+
+@pytest.mark.slow
+def test_bits_do_not_depend_on_the_number_of_processors() -> None:
+    """Workers with 1, 2 and 4 processors, as many of these as there are, evaluate a shard of a large network."""
+    processors = sorted(os.sched_getaffinity(0))
+    spec = {
+        "agent": "recurrent:hidden_size=192",
+        "env": "bandit:num_arms=2,num_pulls=50",
+        "development": "evolution:population_size=16,num_lifetimes=4,num_generations=1",
+    }
+    digests = []
+    try:
+        for count in {1, min(2, len(processors)), min(4, len(processors))}:
+            os.sched_setaffinity(0, processors[:count])
+            with open_driver("processes:num_workers=1") as driver:
+                answers = driver.run([Task(f"{__name__}:first_shard", {"spec": spec})])
+                digests.append(digest(answers))
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert len(digests) > 1 and len(set(digests)) == 1
+
+
+def first_shard(setup, request):
+    import jax
+
+    from ontogeny import trees
+    from ontogeny.rng import key_from_seed
+    from ontogeny.stages import shards
+    from ontogeny.stages.assembly import assemble, build_development
+    from ontogeny.stages.spec import parse_run_spec
+
+    text = json.dumps(request["spec"])
+    generation, _ = shards._build_shards(text)
+    spec = parse_run_spec(request["spec"])
+    development = build_development(spec, assemble(spec))
+    arrays = trees.to_arrays(generation.propose(jax.jit(development.init)(key_from_seed(0))))
+    return shards.evaluate_shard({"spec": text, "arrays": arrays}, {"shard": 0})
 
 
 def test_digests_depend_on_types_bits_and_order_but_not_on_timing() -> None:

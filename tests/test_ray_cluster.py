@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +37,18 @@ SPEC = {
 FILES = ("records.jsonl", "fitness.jsonl", "genome.safetensors")
 PLAN = "ONTOGENY_TEST_DISTURBANCES"  # names the folder of the disturbances, one file each
 SECONDS_IN_THE_MIDDLE = 1.0  # for which a shard that is disturbed in the middle takes longer
+
+
+PROGRAM = """
+import sys
+from ontogeny.parallel.drivers import open_driver
+from ontogeny.stages import shards
+from ontogeny.stages.train import train
+from test_ray_cluster import SPEC, __name__ as name
+shards.SHARD_FUNCTION = f"{name}:disturbed_shard"
+with open_driver(sys.argv[1]) as driver:
+    train(SPEC, sys.argv[2], driver=driver, checkpoint_interval=3600)
+"""
 
 
 class Disturbance(NamedTuple):
@@ -102,7 +115,11 @@ def undisturbed(plan, tmp_path_factory) -> list[bytes]:
 def cluster(plan):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "ray_client_server_port": port})
+    cluster.client_address = f"ray://127.0.0.1:{port}"  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(NUM_NODES - 1):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -144,25 +161,48 @@ def test_a_worker_that_hangs_changes_nothing(cluster, plan, undisturbed, tmp_pat
     assert status.num_stragglers >= 1
 
 
+def start_driver(address: str, folder: Path) -> subprocess.Popen:
+    """A process that runs the spec with a checkpoint at its end only."""
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, f"ray:address={address}", str(folder)])
+
+
+def wait_for_generations(driver: subprocess.Popen, folder: Path, number: int) -> None:
+    log = folder / shards.FITNESS_FILE
+    while driver.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= number):
+        time.sleep(0.02)
+
+
 def test_a_driver_that_is_killed_resumes(cluster, undisturbed, tmp_path) -> None:
-    program = (
-        "import sys\n"
-        "from test_ray_cluster import PLAN, SPEC\n"
-        "from ontogeny.parallel.drivers import open_driver\n"
-        "from ontogeny.stages.train import train\n"
-        "with open_driver(sys.argv[1]) as driver:\n"
-        "    train(SPEC, sys.argv[2], driver=driver, checkpoint_interval=3600)\n"
-    )
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-c", program, f"ray:address={cluster.address}", str(folder)]
-    with subprocess.Popen(arguments) as driver:
-        log = folder / shards.FITNESS_FILE
-        while driver.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
-            time.sleep(0.02)
+    with start_driver(cluster.address, folder) as driver:
+        wait_for_generations(driver, folder, 2)
         driver.kill()
-    assert log.read_bytes().count(b"\n") >= 2 and not (folder / "genome.json").exists()
+    assert (folder / shards.FITNESS_FILE).read_bytes().count(b"\n") >= 2 and not (folder / "genome.json").exists()
     run_on(cluster, folder)
     assert read(folder) == undisturbed
+
+
+def find_client_servers() -> list[int]:
+    """The processes of the cluster that serve drivers outside it."""
+    servers = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"specific-server" in path.read_bytes():
+                servers.append(int(path.parent.name))
+    return servers
+
+
+def test_a_driver_outside_the_cluster_survives_a_lost_connection(cluster, plan, undisturbed, tmp_path) -> None:
+    """The process of the cluster that serves this driver is killed."""
+    folder = tmp_path / "run"
+    disturb(plan, "2", Disturbance("middle", signal.SIGCONT))  # which takes some time and changes nothing
+    with start_driver(cluster.client_address, folder) as driver:
+        wait_for_generations(driver, folder, 1)
+        servers = find_client_servers()
+        assert servers
+        for server in servers:
+            os.kill(server, signal.SIGKILL)
+    assert driver.returncode == 0 and read(folder) == undisturbed
 
 
 def test_a_machine_that_is_lost_changes_nothing(cluster, plan, undisturbed, tmp_path) -> None:

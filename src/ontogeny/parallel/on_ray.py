@@ -100,14 +100,14 @@ class RayCluster(Driver):
         self._count_workers()
 
     def _share(self, setup: Setup) -> tuple[Any, int]:
-        # The setup itself is retained because a new connection needs it.
+        # `_compute` puts it into the object store, and once more after a connection was lost.
         shared = (worker_environment(os.environ), list(sys.path), setup)
-        return [shared, self._ray.put(shared)], len(pickle.dumps(shared))
+        return [shared, None], len(pickle.dumps(shared))
 
     def _count_workers(self) -> int:
         if time.monotonic() >= self._last_count + SECONDS_BETWEEN_COUNTS:
             self._last_count = time.monotonic()
-            if self._ray.is_initialized():
+            with contextlib.suppress(ConnectionError):  # `_compute` connects again
                 self._num_workers = int(self._ray.cluster_resources().get("CPU", 0))
         return self._num_workers
 
@@ -117,6 +117,8 @@ class RayCluster(Driver):
         while unanswered:
             running: dict[Any, _Attempt] = {}
             try:
+                if setup.reference[1] is None:
+                    setup.reference[1] = self._ray.put(setup.reference[0])
                 for index in sorted(unanswered):
                     running[self._submit(tasks[index], setup)] = _Attempt(index, None)
                 for index, received in self._collect(tasks, setup, running, unanswered):
@@ -135,12 +137,12 @@ class RayCluster(Driver):
                 self._cancel(running)
 
     def _reconnect(self, setup: SharedSetup) -> None:
-        """Connect to the cluster and share the setup with it, in place of a connection that was lost."""
+        """Connect to the cluster in place of a connection that was lost, and with it the setup."""
         self._late.clear()
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         self._connect()
-        setup.reference[1] = self._ray.put(setup.reference[0])
+        setup.reference[1] = None
 
     def _submit(self, task: Task, setup: SharedSetup) -> Any:
         """Submit a task; returns the reference of its answer."""
