@@ -383,7 +383,7 @@ def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
 
     calls = []
     monkeypatch.setattr(studies, "run", lambda *arguments, **options: calls.append((*arguments, options)))
-    monkeypatch.setattr(studies, "merge", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(studies, "merge_parts", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(kinds, "write_page", lambda folder: folder / "report.html")
     Path("sweep.toml").write_text("sweep = {}", encoding="utf-8")
     options = {"part": None, "on": "in_process"}

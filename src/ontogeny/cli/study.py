@@ -69,7 +69,7 @@ def study(
         if len(folders) < 2:
             raise BadInput("`ontogeny study merge` needs folders: ontogeny study merge OUT PART...")
         configure_jax(device, num_host_devices)
-        studies.merge(folders[0], folders[1:])
+        studies.merge_parts(folders[0], folders[1:])
         return
     if folders:
         raise BadInput(f"'{folders[0]}' is one argument too many; only `ontogeny study merge` takes folders")

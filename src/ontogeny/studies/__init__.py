@@ -57,7 +57,7 @@ def run(
     return kind.run(size or kind.sizes[0], out or Path("studies") / kind.name, seed, None)
 
 
-def merge(out: str | Path, folders: Sequence[str | Path]) -> Path:
+def merge_parts(out: str | Path, folders: Sequence[str | Path]) -> Path:
     """Merge the parts of a study into one folder, and print its tables; the arguments are those of `merge_study`."""
     from ontogeny.studies.merge import merge_study
 

@@ -110,8 +110,9 @@ def _describe_error(error: Exception) -> str:
 
 
 def _format_traceback(error: Exception) -> str:
-    """The traceback of an error that the user's input does not explain."""
-    return "" if isinstance(error, BadInput) else "".join(traceback.format_exception(error))
+    """The traceback of an error that no input of the user explains, or that a file of the user raised."""
+    is_explained = isinstance(error, BadInput) and error.__cause__ is None
+    return "" if is_explained else "".join(traceback.format_exception(error))
 
 
 def measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: OnEvent) -> Record:

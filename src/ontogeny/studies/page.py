@@ -16,13 +16,15 @@ from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import read_spec
 from ontogeny.runs.formats import SPEC_FILE
 from ontogeny.runs.records import Record
-from ontogeny.studies import attribution_table, comparison, figures, pairwise, published, recorded_lifetimes
+from ontogeny.studies import attribution_table, comparison, figures, pairwise, published, recorded_lifetimes, sweep_page
 from ontogeny.studies.comparison import AgentResult
 from ontogeny.studies.kinds import PAGE_FILE, study_kinds
 from ontogeny.studies.pairwise import PairwiseDifference
-from ontogeny.studies.records import read_records, read_seconds
+from ontogeny.studies.records import Failure, read_failures, read_records, read_seconds
 
 APPROACHES = ("evolution", "ml_code", "baseline")  # in the order of the page
+MAX_FAILURES = 100  # that the page lists
+SECTIONS_OF_COMPARISON = ("published", "differences", "approaches", "weight-sharing", "upper-bound")
 TEXTS = page.load_macros("ontogeny.studies", "study.html.j2")
 Results = Mapping[str, list[AgentResult]]
 
@@ -37,7 +39,8 @@ def write(folder: Path) -> Path:
     kinds = [kind for kind in study_kinds().values() if (folder / kind.name / SPEC_FILE).is_file()]
     included = [kind.render_section(folder / kind.name) for kind in kinds]
     path = folder / PAGE_FILE
-    write_bytes(path, render(study, read_records(folder), read_seconds(folder), included).encode())
+    failures = read_failures(folder)
+    write_bytes(path, render(study, read_records(folder), read_seconds(folder), included, failures).encode())
     return path
 
 
@@ -52,36 +55,46 @@ def render(
     records: Sequence[Record],
     seconds_by_id: Mapping[str, float],
     included: Sequence[page.Section] = (),
+    failures: Mapping[str, Failure] | None = None,
 ) -> str:
     """Render the page.
 
     Args:
-        study: Title, question, seed, text and digest of the spec, versions of the libraries, and the planned ids.
+        study: Title, question, seed, text and digest of the spec, versions of the libraries, and the planned ids; the
+            cells of a sweep, and the part that the folder holds.
         records: All records of the study.
         seconds_by_id: Wall time by id of the record.
         included: Sections of the studies that this one includes.
+        failures: By the id of the measurement.
     """
-    results = comparison.collect_results(records, seconds_by_id)
+    failures, cells = failures or {}, study.get("cells", ())
+    all_cells = comparison.collect_results(records, seconds_by_id)
+    results = sweep_page.main_results(cells, all_cells)
+    hidden = {(r.env, r.agent) for of_env in all_cells.values() for r in of_env if r not in results[r.env]}
+    visible_records = [r for r in records if r["kind"] != "recorded_lifetime" or (r["env"], r["agent"]) not in hidden]
     envs = [record for record in records if record["kind"] == "environment"]
     evaluated = [env for env in envs if env["env"] in results]
     sentences = ["No measurement has been recorded yet, so there is no conclusion."]
-    if results:
-        sentences = pairwise.conclusions(records, results)
+    if "part" in study:
+        sentences = [TEXTS.part(study["part"])]
+    elif results:
+        sentences = [*pairwise.conclusions(records, results), *sweep_page.best_cells(cells, all_cells)]
     all_results = [row for rows in results.values() for row in rows]
     approaches = {row.approach for row in all_results}
     has_published = any(comparison.published_scores(env) for env in envs)
     min_seeds = min((len(row.seed_means) for row in all_results if row.approach == "evolution"), default=0)
     minutes = sum(seconds_by_id.values()) / 60
     bodies = [
-        ("missing", "What is missing", incomplete(study["planned_ids"], records)),
+        ("missing", "What is missing", incomplete(study["planned_ids"], records, failures)),
         ("setup", "Agents and environments", TEXTS.setup(_environments_table(envs))),
+        ("cells", "Every cell of the sweep", sweep_page.render(cells, all_cells, failures)),
         ("published", "Published scores and ours", _published(records, evaluated, results)),
         ("scores", "What each agent scores", _scores(records, evaluated, results)),
         ("differences", "How the agents differ", _differences(records, results)),
         ("approaches", "The two approaches side by side", _approaches(records, results)),
         ("cost", "What development costs", _cost(evaluated, results)),
         ("learning", "Learning within a lifetime", _learning(evaluated, results)),
-        ("lifetimes", "One lifetime of each agent", _lifetimes(records, envs)),
+        ("lifetimes", "One lifetime of each agent", _lifetimes(visible_records, envs)),
         ("attribution", "Where the ability is stored", attribution_table.render(records)),
         ("weight-sharing", "What weight sharing contributes", _weight_sharing(records, results)),
         *included,
@@ -89,15 +102,26 @@ def render(
         ("limits", "What this does not show", TEXTS.limits(min_seeds, has_published, approaches)),
         ("reproduce", "How to reproduce this page", TEXTS.reproduce(study, minutes)),
     ]
-    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
+    left_out = SECTIONS_OF_COMPARISON if "part" in study else ()
+    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies if anchor not in left_out]
     return page.document(study["title"], TEXTS.opening(study["question"], sentences), sections, "study")
 
 
-def incomplete(planned_ids: Sequence[str], records: Sequence[Record]) -> Markup:
-    """Render a notice of the planned records that are missing; empty where none is."""
+def incomplete(
+    planned_ids: Sequence[str], records: Sequence[Record], failures: Mapping[str, Failure] | None = None
+) -> Markup:
+    """Render a notice of the planned records that are missing, and why; empty where none is."""
     recorded = {record["id"] for record in records}
     missing = [name for name in planned_ids if name not in recorded]
-    return TEXTS.incomplete(len(planned_ids), missing) if missing else Markup()
+    failed = [f for f in (failures or {}).values() if not f.missing and f.id not in recorded]
+    if not missing and not failed:
+        return Markup()
+    rows = [[failure.id, failure.sentence] for failure in failed[:MAX_FAILURES]]
+    caption = (
+        f"The {len(rows)} of {len(failed)} failures" if len(rows) < len(failed) else "The measurements that failed"
+    )
+    table = page.table(caption, ["measurement", "why it failed"], rows) if rows else ""
+    return TEXTS.incomplete(len(planned_ids), missing, table)
 
 
 def _environments_table(envs: Sequence[Record]) -> Markup:
