@@ -112,8 +112,8 @@ def _lines(measured: Sequence[tuple[CellRecord, AgentResult]]) -> tuple[str, lis
     varied = {key for key in varied if len({str(cell["settings"][key]) for cell, _ in measured}) > 1}
     lines: dict[str, list[SettingPoint]] = {}
     for cell, result in measured:
-        others = {key: choice for key, choice in cell["settings"].items() if key in varied}
-        lines.setdefault(_describe(others), []).append(SettingPoint(cell["settings"][setting], result))
+        rest = {key: choice for key, choice in cell["settings"].items() if key in varied}
+        lines.setdefault(_describe(rest), []).append(SettingPoint(cell["settings"][setting], result))
     if len(lines) > MAX_LINES:
         return "", []
     return setting, [SettingLine(label, sorted(points, key=lambda point: point.x)) for label, points in lines.items()]
