@@ -136,13 +136,15 @@ def test_folders_of_other_studies_divisions_or_versions_are_not_merged(undivided
     runner.run_study(path, tmp_path / "1", part="1/4", on_event=ignore)
     runner.run_study(path, tmp_path / "2", part="2/5", on_event=ignore)
     runner.run_study(path, tmp_path / "3", part="2/4", seed=9, on_event=ignore)
-    for other, message in (("2", "is one of 4 parts and .* one of 5"), ("3", "differ in their spec: digest")):
+    for folder, message in (("2", "is one of 4 parts and .* one of 5"), ("3", "differ in their spec: digest")):
         with pytest.raises(BadInput, match=message):
-            merge.merge_study(tmp_path / "out", [tmp_path / "1", tmp_path / other], on_event=ignore)
+            merge.merge_study(tmp_path / "out", [tmp_path / "1", tmp_path / folder], on_event=ignore)
     with pytest.raises(BadInput, match=r"holds a run of another spec \(part differs"):
         runner.run_study(path, tmp_path / "1", part="2/4", on_event=ignore)
-    first, other = (merge._read_part(tmp_path / "1") for _ in range(2))
-    newer = other._replace(description=other.description._replace(versions=other.description.versions | {"jax": "9"}))
+    first, second = (merge._read_part(tmp_path / "1") for _ in range(2))
+    newer = second._replace(
+        description=second.description._replace(versions=second.description.versions | {"jax": "9"})
+    )
     with pytest.raises(BadInput, match=r"differ in their versions .*: jax .* and 9"):
         merge._check_same_study([first, newer])
     assert not (tmp_path / "out").exists()

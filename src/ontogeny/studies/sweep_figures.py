@@ -73,10 +73,10 @@ def draw_setting(name: str, setting: str, lines: Sequence[SettingLine]) -> Marku
             style = DASHES[number % len(DASHES)]
             # Lines lie next to each other, so that the intervals of one value do not hide one another.
             offset = ScaledTranslation((number - (len(lines) - 1) / 2) * OFFSET / 72, 0, figure.dpi_scale_trans)
-            means = [result.score.mean for result in scores]
+            means = [scored.score.mean for scored in scores]
             axes.plot(xs, means, color=color, lw=1.5, ls=style, transform=axes.transData + offset)
-            for x, result in line.points:
-                _draw_point(axes, x, result, (low, high), offset)
+            for x, scored in line.points:
+                _draw_point(axes, x, scored, (low, high), offset)
             labels.append(ChartLabel(names[number], xs[-1], scores[-1].score.mean, color))
         axes.set_xlabel(setting)
         axes.set_ylabel("score per lifetime")
@@ -91,15 +91,15 @@ def draw_setting(name: str, setting: str, lines: Sequence[SettingLine]) -> Marku
 
 
 def _draw_point(
-    axes: Axes, x: float, result: AgentResult, limits: tuple[float, float], offset: ScaledTranslation
+    axes: Axes, x: float, scored: AgentResult, limits: tuple[float, float], offset: ScaledTranslation
 ) -> None:
     """Draw the score of a cell with its interval, and those of its seeds."""
-    score, color, (low, high) = result.score, APPROACH_COLORS[result.approach], limits
+    score, color, (low, high) = scored.score, APPROACH_COLORS[scored.approach], limits
     place = axes.transData + offset
     ends = [max(score.low, low), min(score.high, high)]
     axes.plot([x, x], ends, "-", color=color, lw=1.2, alpha=0.6, transform=place)
-    axes.plot([x] * len(result.seed_means), result.seed_means, ".", ms=4, color=color, alpha=0.7, transform=place)
-    axes.plot([x], [score.mean], APPROACH_MARKERS[result.approach], ms=4.8, color=color, mec=color, transform=place)
+    axes.plot([x] * len(scored.seed_means), scored.seed_means, ".", ms=4, color=color, alpha=0.7, transform=place)
+    axes.plot([x], [score.mean], APPROACH_MARKERS[scored.approach], ms=4.8, color=color, mec=color, transform=place)
     for y, marker, is_cut in ((0.0, "v", score.low < low), (1.0, "^", score.high > high)):
         if is_cut:
             edge = axes.get_xaxis_transform() + offset

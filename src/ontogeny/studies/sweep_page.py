@@ -29,11 +29,11 @@ def main_results(cells: Sequence[CellRecord], results: Results) -> dict[str, lis
     visible: dict[str, list[AgentResult]] = {}
     for env, of_env in results.items():
         represented: set[str] = set()
-        is_long = sum((env, result.agent) in entries for result in of_env) > MAX_CELLS_IN_SECTIONS
-        for result in of_env:
-            entry = entries.get((env, result.agent))
+        is_long = sum((env, scored.agent) in entries for scored in of_env) > MAX_CELLS_IN_SECTIONS
+        for scored in of_env:
+            entry = entries.get((env, scored.agent))
             if not is_long or entry is None or entry not in represented:
-                visible.setdefault(env, []).append(result)
+                visible.setdefault(env, []).append(scored)
                 represented |= {entry} if entry else set()
     return visible
 
@@ -44,11 +44,11 @@ def best_cells(cells: Sequence[CellRecord], results: Results) -> list[str]:
     for (env_entry, entry), group in _groups(cells).items():
         measured = _measured(group, results)
         if len(measured) > 1:
-            best, result = max(measured, key=lambda pair: pair[1].score.mean)
-            interval = f"95 % interval {format_number(result.score.low)} to {format_number(result.score.high)}"
+            best, scored = max(measured, key=lambda pair: pair[1].score.mean)
+            interval = f"95 % interval {format_number(scored.score.low)} to {format_number(scored.score.high)}"
             sentences.append(
                 f"Of {pluralize(len(measured), 'cell')} of {entry} in {env_entry}, that with "
-                f"{_describe(best['settings'])} scores highest, {format_number(result.score.mean)} ({interval}); the "
+                f"{_describe(best['settings'])} scores highest, {format_number(scored.score.mean)} ({interval}); the "
                 "highest of many scores is too high on average."
             )
     return sentences
@@ -71,7 +71,7 @@ def render(cells: Sequence[CellRecord], results: Results, failures: Mapping[str,
             chart = draw_setting(f"sweep{number}", setting, lines)
             panels.append(page.figure(chart, f"{entry} in {env_entry}", ""))
     settings = list(dict.fromkeys(key for cell in cells for key in cell["settings"]))
-    by_cell = {(result.env, result.agent): result for of_env in results.values() for result in of_env}
+    by_cell = {(scored.env, scored.agent): scored for of_env in results.values() for scored in of_env}
     num_measured = sum((cell["env"], cell["agent"]) in by_cell for cell in cells)
     rows = [_row(cell, settings, by_cell.get((cell["env"], cell["agent"])), failures) for cell in cells]
     titles = ["agent", "environment", *settings, "seeds", "score", "95 % interval", "seeds from … to"]
@@ -93,7 +93,7 @@ def _groups(cells: Sequence[CellRecord]) -> dict[tuple[str, str], list[CellRecor
 
 def _measured(cells: Sequence[CellRecord], results: Results) -> list[tuple[CellRecord, AgentResult]]:
     """The cells that have a score, with it."""
-    by_cell = {(result.env, result.agent): result for of_env in results.values() for result in of_env}
+    by_cell = {(scored.env, scored.agent): scored for of_env in results.values() for scored in of_env}
     names = [(cell, (cell["env"], cell["agent"])) for cell in cells]
     return [(cell, by_cell[name]) for cell, name in names if name in by_cell]
 
@@ -111,9 +111,9 @@ def _lines(measured: Sequence[tuple[CellRecord, AgentResult]]) -> tuple[str, lis
     varied = {key for cell, _ in measured for key in cell["settings"]} - {setting}
     varied = {key for key in varied if len({str(cell["settings"][key]) for cell, _ in measured}) > 1}
     lines: dict[str, list[SettingPoint]] = {}
-    for cell, result in measured:
+    for cell, scored in measured:
         rest = {key: choice for key, choice in cell["settings"].items() if key in varied}
-        lines.setdefault(_describe(rest), []).append(SettingPoint(cell["settings"][setting], result))
+        lines.setdefault(_describe(rest), []).append(SettingPoint(cell["settings"][setting], scored))
     if len(lines) > MAX_LINES:
         return "", []
     return setting, [SettingLine(label, sorted(points, key=lambda point: point.x)) for label, points in lines.items()]
@@ -125,14 +125,14 @@ def _describe(settings: Mapping[str, Any]) -> str:
 
 
 def _row(
-    cell: CellRecord, settings: Sequence[str], result: AgentResult | None, failures: Mapping[str, Failure]
+    cell: CellRecord, settings: Sequence[str], scored: AgentResult | None, failures: Mapping[str, Failure]
 ) -> list[str]:
     """The row of a cell; its last cell has the sentences of what failed."""
-    num_seeds = len(result.seed_means) if result is not None else 0
+    num_seeds = len(scored.seed_means) if scored is not None else 0
     seeds = f"{num_seeds}" if num_seeds == len(cell["seeds"]) else f"{num_seeds} of {len(cell['seeds'])}"
     scores = ["–", "–", "–"]
-    if result is not None:
-        score, means = result.score, result.seed_means
+    if scored is not None:
+        score, means = scored.score, scored.seed_means
         interval = f"{format_number(score.low)} to {format_number(score.high)}"
         scores = [page.score(score), interval, f"{format_number(min(means))} to {format_number(max(means))}"]
         scores[2] = scores[2] if len(means) > 1 else "one seed"
