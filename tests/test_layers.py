@@ -21,6 +21,7 @@ LAYERS = [  # from the lowest on; modules and packages of one layer do not impor
     ("types", "seeds", "optional_packages", "source_files", "compilation_cache"),
     ("rng",),
     ("trees", "tracing"),
+    ("memory",),
     ("plugins",),
     ("validation",),
     ("bounded",),

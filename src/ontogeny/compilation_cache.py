@@ -72,9 +72,9 @@ def cache_folder() -> Path | None:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             print(
-                f"note: compiled programs are kept in '{folder}' (at most {MAX_BYTES // 2**20} MB), which may be deleted "
-                "at any time; JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 turns this "
-                "off",
+                f"note: compiled programs are kept in '{folder}' (at most {MAX_BYTES // 2**20} MB), which may be "
+                "deleted at any time; JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 "
+                "turns this off",
                 file=sys.stderr,
             )
         return folder if os.access(folder, os.W_OK | os.X_OK) else None

@@ -279,6 +279,44 @@ def rollout_lifetime(
     return rollout(key, agent, env, steering, state, num_steps or env.spec.num_steps, learning, **options)
 
 
+def rollout_in_chunks(
+    key: Key,
+    agent: Agent,
+    env: Environment,
+    steering: Steering,
+    genome_or_state: Genome | State,
+    learning: bool,
+    *,
+    max_steps: int,
+    summarize: Callable[[Trajectory, Array], PyTree],
+) -> PyTree:
+    """The whole lifetime of `rollout_lifetime`, of which one chunk of the trajectory at a time is in memory.
+
+    Args:
+        max_steps: The most steps of a chunk.
+        summarize: (trajectory of a chunk [C], whether each of its steps belongs to the lifetime [C]) -> what is kept.
+            All chunks have the same length; only the last one may have steps after the lifetime.
+
+    Returns:
+        The summaries, leading axis K, the number of chunks.
+    """
+    num_chunks = -(-env.spec.num_steps // max_steps)
+    length = -(-env.spec.num_steps // num_chunks)
+    lifetime_keys = rng.split_lifetime_key(key)
+
+    def step(carry: Carry, keys: StepKeys) -> tuple[Carry, Trajectory]:
+        return rollout_step(keys, agent, env, steering, carry, learning)
+
+    def run_chunk(carry: Carry, first: Array) -> tuple[Carry, PyTree]:
+        numbers = first + jax.lax.iota(jnp.int32, length)
+        carry, trajectory = jax.lax.scan(step, carry, rng.fold_step_keys(lifetime_keys, numbers))
+        return carry, summarize(trajectory, numbers < env.spec.num_steps)
+
+    state = begin_lifetime(key, agent, genome_or_state)
+    carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
+    return jax.lax.scan(run_chunk, carry, jax.lax.iota(jnp.int32, num_chunks) * length)[1]
+
+
 def _bind_rollout(*settings: Any) -> TracedFunction[tuple[State, Trajectory]]:
     """`_rollout` with its settings, as a function of key, state and inputs."""
     return TracedFunction(partial(_rollout, *settings))

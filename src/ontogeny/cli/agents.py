@@ -12,6 +12,7 @@ from ontogeny.errors import BadInput, LearningDiverged
 from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
+    from ontogeny.memory import MemoryPrediction
     from ontogeny.stages.deploy import DeploymentStep
     from ontogeny.stages.evaluate import AgentEvaluation
     from ontogeny.stages.saved_agent import SavedAgent
@@ -69,7 +70,13 @@ def train(
             text += f"; {driver.status().describe()}" if driver is not None else ""
             update(steps, steps * total // num_done, text)
 
-        train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval, driver=driver)
+        def on_memory(prediction: "MemoryPrediction") -> None:
+            shared.print_note(prediction.describe())
+
+        train(
+            spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval, driver=driver,
+            on_memory=on_memory,
+        )  # fmt: skip
     genome = checkpoint.read_metadata(out, "genome")
     typer.echo(
         f"{out}: a genome of {pluralize(genome['num_parameters'], 'parameter')} after "

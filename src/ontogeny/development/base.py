@@ -16,7 +16,7 @@ from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.lifetimes import LifetimeMeasure, count_finite_steps, lifetimes_per_call, measure_lifetimes
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
+from ontogeny.rollouts import require_revealable_tasks, rollout_in_chunks, rollout_lifetime
 from ontogeny.trees import finite_by_name
 from ontogeny.types import (
     Agent,
@@ -35,6 +35,7 @@ from ontogeny.types import (
 )
 
 StateT = TypeVar("StateT")
+MAX_STEPS_AT_ONCE = 1024  # steps of a lifetime whose rewards are in memory at once; longer lifetimes run in chunks
 
 
 class LifetimeFitness(NamedTuple):
@@ -67,8 +68,34 @@ def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steerin
     on a proxy reward is meant to be developed on that proxy. Agents with `learning` learn in the lifetime; the weights
     of all others stay as they are.
     """
-    _, trajectory = rollout_lifetime(key, agent, env, steering, genome, learning=agent.learning)
-    return _sum_steps(jax.vmap(partial(_record_step, env))(trajectory))
+    num_steps = env.spec.num_steps
+    if num_steps <= MAX_STEPS_AT_ONCE:
+        _, trajectory = rollout_lifetime(key, agent, env, steering, genome, learning=agent.learning)
+        return _sum_steps(jax.vmap(partial(_record_step, env))(trajectory))
+
+    def sum_chunk(trajectory: Trajectory, is_within: Array) -> LifetimeFitness:
+        steps = jax.vmap(partial(_record_step, env))(trajectory)
+        is_finite = {name: finite | ~is_within for name, finite in steps.is_finite.items()}
+        return _sum_steps(_FitnessStep(jnp.where(is_within, steps.reward, 0.0), steps.is_taken & is_within, is_finite))
+
+    parts = rollout_in_chunks(
+        key, agent, env, steering, genome, agent.learning, max_steps=MAX_STEPS_AT_ONCE, summarize=sum_chunk
+    )
+    return _join_chunks(parts, num_steps)
+
+
+def _join_chunks(parts: LifetimeFitness, num_steps: int) -> LifetimeFitness:
+    """The fitness of a lifetime of T steps from that of its K chunks of equal length, leading axis K."""
+    num_chunks = len(parts.fitness)
+    length = -(-num_steps // num_chunks)
+
+    def count_steps(counts: Array) -> Array:
+        """Steps before the first that is not finite, from those of each chunk, [K]."""
+        is_reached = jnp.concatenate([jnp.array([True]), jnp.cumprod(counts == length)[:-1].astype(bool)])
+        return jnp.minimum(jnp.sum(jnp.where(is_reached, counts, 0)), num_steps)
+
+    num_finite_steps = {name: count_steps(counts) for name, counts in parts.num_finite_steps.items()}
+    return LifetimeFitness(jnp.sum(parts.fitness), jnp.sum(parts.num_steps), num_finite_steps)
 
 
 def host_fitness(
@@ -279,4 +306,7 @@ def develop_by_gradient(
     def genome(state: GradientState) -> Genome:
         return get_genome(state.model)
 
-    return Development(init, step, genome, num_calls, updates_per_call, num_lifetimes * env.spec.num_steps)
+    program = None if is_on_host else step
+    return Development(
+        init, step, genome, num_calls, updates_per_call, num_lifetimes * env.spec.num_steps, program=program
+    )

@@ -8,6 +8,7 @@ often the run was killed and resumed. Wall times are in `timing.jsonl`. The fold
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from ontogeny import plugins, trees
 from ontogeny.development.base import require_finite_search
 from ontogeny.errors import BadInput
+from ontogeny.memory import MemoryPrediction, predict_peak, require_memory
 from ontogeny.parallel.drivers import Driver
 from ontogeny.rng import key_from_seed
 from ontogeny.runs import formats
@@ -30,6 +32,11 @@ from ontogeny.stages.spec import RunSpec, complete_spec, parse_run_spec, user_fi
 from ontogeny.types import Development
 
 OnTrainingProgress = Callable[[int, int, Record], None]
+OnMemoryPrediction = Callable[[MemoryPrediction], None]
+MEMORY_ADVICE = (
+    "choose a smaller population_size (or, for strategies other than Open_ES, Open_ES), a smaller network, or fewer "
+    "lifetimes"
+)
 
 
 def train(
@@ -39,6 +46,7 @@ def train(
     on_progress: OnTrainingProgress | None = None,
     checkpoint_interval: float = 5.0,
     driver: Driver | None = None,
+    on_memory: OnMemoryPrediction | None = None,
 ) -> Path:
     """Run a spec to its end.
 
@@ -53,13 +61,15 @@ def train(
         checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
         driver: Evaluates the shards of each generation, for the development `evolution`. The bits of the run are the
             same with every driver, but differ from those of a run without one.
+        on_memory: Receives the predicted memory of this process before the first compiled call; nothing where the
+            driver or Python objects of an environment do the work.
 
     Returns:
         The folder.
 
     Raises:
         BadInput: The spec is faulty, or the folder holds a finished run, another run or anything else; such a folder
-            stays untouched.
+            stays untouched. Or the run would need more memory than there is.
     """
     if not checkpoint_interval >= 0:
         raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
@@ -71,28 +81,42 @@ def train(
         require_shards(development, spec)
     completed, files = portable_spec(complete_spec(spec))
     names = [str(path) for _, path in user_files(spec)]
+
+    @cache
+    def init() -> Any:
+        if driver is not None or development.program is None:
+            return development.init(key_from_seed(spec.seed))
+        return _init_within_memory(development, spec.seed, on_memory)
+
+    def prepare(folder: Path) -> dict[str, Any]:
+        del folder
+        init()  # a run that is refused leaves no folder
+        return {}
+
     with (
-        claim(out, formats.AGENT_RUN, completed, files=files, final=f"{GENOME}.json"),
+        claim(out, formats.AGENT_RUN, completed, files=files, final=f"{GENOME}.json", prepare=prepare),
         plugins.explain_plugin_errors(names, "training fails", only_their_lines=True),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
         check_continuation(out, in_tasks=driver is not None)
+        state = init()
+        init.cache_clear()  # or the first state would stay in memory
         if driver is not None:
             development = divide_generations(development, spec, out, driver)
-        _run(spec.seed, development, recorder, on_progress, driver)
+        _run(state, development, recorder, on_progress, driver)
     return out
 
 
 def _run(
-    seed: int,
+    state: Any,
     development: Development,
     recorder: RunRecorder,
     on_progress: OnTrainingProgress | None,
     driver: Driver | None,
 ) -> None:
-    """Run the compiled calls that are not done yet, and save the genome after the last one."""
+    """Run the compiled calls that are not done yet from an initial state, and save the genome after the last one."""
     num_calls, generations = development.num_calls, development.generations_per_call
-    state, progress = development.init(key_from_seed(seed)), {"generation": 0, "env_steps": 0}
+    progress = {"generation": 0, "env_steps": 0}
     resumed = recorder.resume(state)
     if resumed is not None:
         state, progress = resumed
@@ -114,6 +138,16 @@ def _run(
     if not trees.is_finite(genome):
         raise BadInput("the development diverged: its genome holds numbers that are not finite")
     recorder.finish(GENOME, genome, progress)
+
+
+def _init_within_memory(development: Development, seed: int, on_memory: OnMemoryPrediction | None) -> Any:
+    """The initial state of a development; raises `BadInput` where its run would exceed the memory that there is."""
+    key = key_from_seed(seed)
+    require_memory(predict_peak(development.program, jax.eval_shape(development.init, key)), MEMORY_ADVICE)
+    state = development.init(key)
+    if on_memory is not None:
+        on_memory(predict_peak(development.program, state))
+    return state
 
 
 def _records(info: dict[str, Any], progress: Mapping[str, int], development: Development) -> Iterator[Record]:

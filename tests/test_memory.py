@@ -1,0 +1,111 @@
+"""Memory of a run: lifetimes in chunks, the prediction, the limits of machine and control groups, and the refusal."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ontogeny
+from ontogeny import BadInput, memory, trees
+from ontogeny.development import base
+from ontogeny.development.base import LifetimeFitness, lifetime_fitness
+from ontogeny.lifetimes import require_jax_env
+from ontogeny.rollouts import rollout_in_chunks, rollout_lifetime
+from ontogeny.stages.train import train
+
+GIGABYTE = 10**9
+MDP = {"num_states": 3, "num_actions": 2, "horizon": 4, "num_episodes": 5}
+SPEC = {
+    "agent": "recurrent_cells:hidden_size=2,readout_size=2",
+    "env": "bandit:num_arms=2,num_pulls=5",
+    "development": "evolution:population_size=4,num_lifetimes=2,num_generations=2",
+}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Writes what the system says about memory, in place of the real files."""
+    monkeypatch.setattr(memory, "PROCESS_FOLDER", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUP_FOLDER", tmp_path / "cgroup")
+
+    def write(path: str, text: object) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{text}\n")
+
+    return write
+
+
+def test_a_lifetime_in_chunks_has_the_steps_of_a_whole_one():
+    env = require_jax_env(ontogeny.make_env("random_mdp", **MDP), "the test")
+    agent, steering, key = ontogeny.make_agent("q_learning", env), ontogeny.make_steering(env), jax.random.key(3)
+    genome = agent.genome(key)
+    _, expected = jax.jit(lambda: rollout_lifetime(key, agent, env, steering, genome, True))()
+    chunks, is_within = jax.jit(
+        lambda: rollout_in_chunks(
+            key, agent, env, steering, genome, True, max_steps=7, summarize=lambda *both: both
+        )
+    )()  # fmt: skip
+    assert is_within.shape == (3, 7) and bool(is_within.ravel()[:20].all()) and not bool(is_within.ravel()[20:].any())
+    joined = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:20], chunks)
+    assert trees.bitwise_equal(joined, expected)
+
+
+def test_the_fitness_of_a_lifetime_in_chunks_is_that_of_a_whole_one(monkeypatch):
+    env = require_jax_env(ontogeny.make_env("random_mdp", **MDP), "the test")
+    agent, steering = ontogeny.make_agent("q_learning", env), ontogeny.make_steering(env)
+    fitness = partial(lifetime_fitness, agent=agent, env=env, steering=steering, genome=agent.genome(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), 4)
+    expected = jax.jit(jax.vmap(fitness))(keys)
+    monkeypatch.setattr(base, "MAX_STEPS_AT_ONCE", 7)
+    chunked = jax.jit(jax.vmap(lambda key: fitness(key)))(keys)
+    np.testing.assert_allclose(chunked.fitness, expected.fitness, rtol=1e-5)
+    assert trees.bitwise_equal(chunked._replace(fitness=expected.fitness), expected)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [([7, 7, 7], 20), ([7, 3, 7], 10), ([0, 7, 7], 0), ([7, 7, 2], 16)])
+def test_the_first_step_that_is_not_finite_is_counted_over_chunks(counts, expected):
+    parts = LifetimeFitness(jnp.ones(3), jnp.ones(3, jnp.int32), {"error": jnp.array(counts)})
+    assert int(base._join_chunks(parts, 20).num_finite_steps["error"]) == expected
+
+
+def test_available_memory_is_what_the_machine_and_all_control_groups_leave(machine):
+    assert memory.available_bytes() is None and memory.read_memory("VmRSS") is None
+    machine("proc/meminfo", "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB")
+    assert memory.available_bytes() == 8_192_000_000
+    machine("proc/self/cgroup", "0::/user/job")
+    machine("cgroup/user/job/memory.max", "max")
+    assert memory.available_bytes() == 8_192_000_000
+    machine("cgroup/user/memory.max", 5 * GIGABYTE)
+    machine("cgroup/user/memory.current", 4 * GIGABYTE)
+    machine("cgroup/user/memory.stat", f"anon 1\ninactive_file {GIGABYTE}")
+    assert memory.available_bytes() == 2 * GIGABYTE
+    machine("proc/self/cgroup", "5:cpu:/\n4:memory:/docker/abc")  # version 1, in a container
+    machine("cgroup/memory/memory.limit_in_bytes", 3 * GIGABYTE)
+    machine("cgroup/memory/memory.usage_in_bytes", 2 * GIGABYTE)
+    machine("cgroup/memory/memory.stat", "total_inactive_file 0")
+    assert memory.available_bytes() == GIGABYTE
+
+
+def test_a_prediction_counts_the_buffers_of_the_program():
+    sizes = 2_000, 8_000
+    programs = [jax.jit(lambda x: jnp.sort(x @ x.T, axis=0) @ x) for _ in sizes]
+    small, large = (
+        memory.predict_peak(program, jax.ShapeDtypeStruct((size, 10), jnp.float32))
+        for program, size in zip(programs, sizes, strict=True)
+    )
+    assert large.program - small.program > 0.9 * 4 * (sizes[1] ** 2 - sizes[0] ** 2)
+    assert small.peak >= small.present > 0 and "predicted peak memory" in small.describe()
+
+
+def test_a_run_that_needs_more_memory_than_there_is_is_refused_before_it_starts(machine, tmp_path):
+    machine("proc/meminfo", "MemAvailable: 1 kB")
+    with pytest.raises(BadInput, match=r"needs about .* of memory, .* and only 0 MB more are available; choose"):
+        train(SPEC, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    machine("proc/meminfo", "MemAvailable: 9000000 kB")
+    predictions = []
+    train(SPEC, tmp_path / "run", on_memory=predictions.append)
+    assert len(predictions) == 1 and Path(tmp_path / "run" / "genome.json").exists()
