@@ -3,7 +3,7 @@
     python benchmarks/memory.py --draw 12 --seed 0 --out memory.jsonl
 
 Settings are drawn at random: a large population, long lifetimes, wide networks, many lifetimes, or a strategy that
-holds its population in memory. Each setting is run in a process of its own; the same command resumes after an interrupt.
+holds its population in memory. Each runs in a process of its own; the same command resumes after an interrupt.
 """
 
 import argparse
@@ -34,7 +34,7 @@ print(json.dumps(figures | {"measured": memory.read_memory("VmHWM")}))
 
 def main() -> None:
     """Draws the settings, runs those that are not yet in the file, and prints one line for each and a summary."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Predicted and measured peak memory of evolution.")
     parser.add_argument("--draw", type=int, default=12, help="number of settings")
     parser.add_argument("--seed", type=int, default=0, help="seed of the settings")
     parser.add_argument("--out", type=Path, help="JSON lines; finished settings in it are not run again")

@@ -155,7 +155,7 @@ def build(
     steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
     num_shards = population_size // shard_size if strategy == "Open_ES" else 0
     shards = _make_shards(loop, evaluations, baseline, num_lifetimes, num_shards)
-    program = None if isinstance(env, HostEnvironment) else run_generations
+    program = run_generations if evaluations.shard is not None else None
     return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation, shards, program)
 
 
