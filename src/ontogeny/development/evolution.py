@@ -114,9 +114,8 @@ def build(
     ratios = {"final_sigma_ratio": final_sigma_ratio, "final_learning_rate_ratio": final_learning_rate_ratio}
     require_at_least(0, learning_rate=learning_rate, rank=rank, shard_size=shard_size, **ratios)
     require_positive(sigma=sigma)
-    if isinstance(env, HostEnvironment):
-        generations_per_call = 1
-    num_calls, generations_per_call = split_into_calls(num_generations, generations_per_call)
+    max_per_call = 1 if isinstance(env, HostEnvironment) else generations_per_call
+    num_calls, generations_per_call = split_into_calls(num_generations, max_per_call)
     template = jax.eval_shape(agent.genome, jax.random.key(0))
     if not jax.tree.leaves(template):
         raise BadInput("the genome of this agent has no parameters that evolution could search")
