@@ -24,6 +24,7 @@ is Student's.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -213,11 +214,11 @@ def measure_devaluation(job: Job) -> dict[str, Any]:
     env, num_test_steps = env_of(job.row, job.environment), job.num_steps // 10
     if env.startswith("gymnax:"):
         env += f",steps={job.num_steps + num_test_steps}"
-    return {
-        "amounts": devaluation.measure_devaluation(
-            env, job.seed, job.num_steps, job.learner, -1.0, num_test_steps=num_test_steps, **settings
-        )
-    }
+    amounts = devaluation.measure_devaluation(
+        env, job.seed, job.num_steps, job.learner, -1.0, num_test_steps=num_test_steps, **settings
+    )
+    # None where no episode ended in the steps of the test, as where a goal is avoided that alone ends an episode
+    return {"amounts": {name: amount if math.isfinite(amount) else None for name, amount in amounts.items()}}
 
 
 def measure_row(job: Job, folder: Path) -> dict[str, Any]:
@@ -478,9 +479,12 @@ def devaluation_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
     """The amount of the devalued outcome per episode, by condition."""
     seconds = sum(record["seconds"] for record in group)
     for condition in group[0]["amounts"]:
-        values = [record["amounts"][condition] for record in group]
+        amounts = [record["amounts"][condition] for record in group]
+        values = [amount for amount in amounts if amount is not None]
         name = f"devaluation/{group[0]['environment']}/{condition}"
-        yield make_line(name, values, f"{group[0]['learner']} per episode", seconds, setting_of(group))
+        setting = setting_of(group) | {"without_episodes": len(amounts) - len(values)}
+        if values:
+            yield make_line(name, values, f"{group[0]['learner']} per episode", seconds, setting)
 
 
 def stability_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -144,7 +144,7 @@ def answer_on_ray(
 
 def _attempt_on_ray() -> int:
     """How often Ray has computed the present task before, in workers that ended; 0 where Ray does not tell."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     try:
         return ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()  # type: ignore
