@@ -465,7 +465,7 @@ def test_an_unknown_size_is_refused(tmp_path):
 
 def test_the_command_line_takes_a_size(call_cli, monkeypatch):
     calls = []
-    monkeypatch.setattr(studies, "run", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(studies, "run", lambda *arguments, **_: calls.append(arguments))
     assert call_cli("study", "mesa", "--size", "planning")[0] == 0
     assert call_cli("study", "mesa", "--small", "--size", "small")[0] == 0
     assert [size for *_, size in calls] == ["planning", "small"]

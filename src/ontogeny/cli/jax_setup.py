@@ -6,7 +6,6 @@ import sys
 from ontogeny import compilation_cache, plugins
 from ontogeny.cli.shared import print_note
 from ontogeny.errors import BadInput
-from ontogeny.parallel.worker import prepare, worker_environment
 
 MAX_HOST_DEVICES = 8
 HOST_DEVICES_FLAG = "xla_force_host_platform_device_count"
@@ -56,6 +55,8 @@ def configure_jax_of_workers(device: str | None, num_host_devices: int | None) -
             "--num-host-devices"
         )
     if "jax" not in sys.modules:  # tasks have the bits of workers in this process, too
+        from ontogeny.parallel.worker import prepare, worker_environment  # imports NumPy
+
         prepare(worker_environment(os.environ))
     configure_jax("cpu", None if HOST_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "") else 1)
 
