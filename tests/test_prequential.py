@@ -166,8 +166,10 @@ def test_a_secret_that_persists_across_documents_is_caught_and_named_as_memory(t
 
 
 def test_unseeded_dropout_is_explained_by_random_numbers_and_not_by_memory():
+    random = np.random.default_rng(0)  # continues from pass to pass; evidence of memory has a chance of 1 in 1,000
+
     def predict(tokens):
-        mask = np.random.default_rng().random((len(tokens), 16)) < 0.7
+        mask = random.random((len(tokens), 16)) < 0.7
         return log_softmax(3 * mask * predict_by_counts(tokens, 16), axis=1)
 
     certificate, verdicts = certify_builder(lambda: predict, config=SMALL)
