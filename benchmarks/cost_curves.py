@@ -394,6 +394,7 @@ def draw_chart(points: Mapping[str, Sequence[Line]], out: Path) -> None:
         svg = charts.inline_svg(
             figure, "cost", "Seconds per generation against population, lifetime, width and content."
         )
+    svg = str(svg)  # as markup, it would escape the replacements
     palette = dict(zip(charts.CSS_VARIABLES.values(), COLORS, strict=True))
     for variable, color in palette.items():
         svg = svg.replace(variable, color)
