@@ -21,20 +21,14 @@ import pytest
 from ontogeny.parallel.drivers import open_driver
 from ontogeny.stages import shards
 from ontogeny.stages.train import train
+from sharded_run import NUM_GENERATIONS, NUM_SHARDS, SPEC, read_files
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.needs_package("ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-NUM_NODES, NUM_SHARDS = 3, 8
-SPEC = {
-    "agent": "recurrent:hidden_size=4",
-    "env": "bandit:num_arms=2,num_pulls=4",
-    "development": "evolution:population_size=16,num_lifetimes=2,num_generations=4,shard_size=2",
-    "seed": 3,
-}
-FILES = ("records.jsonl", "fitness.jsonl", "genome.safetensors")
+NUM_NODES = 3
 PLAN = "ONTOGENY_TEST_DISTURBANCES"  # names the folder of the disturbances, one file each
 SECONDS_IN_THE_MIDDLE = 1.0  # for which a shard that is disturbed in the middle takes longer
 
@@ -44,7 +38,8 @@ import sys
 from ontogeny.parallel.drivers import open_driver
 from ontogeny.stages import shards
 from ontogeny.stages.train import train
-from test_ray_cluster import SPEC, __name__ as name
+from sharded_run import SPEC
+from test_ray_cluster import __name__ as name
 shards.SHARD_FUNCTION = f"{name}:disturbed_shard"
 with open_driver(sys.argv[1]) as driver:
     train(SPEC, sys.argv[2], driver=driver, checkpoint_interval=3600)
@@ -85,10 +80,6 @@ def evaluate_and_signal(setup, request, phase: str, pid: int, number: int):
     return answer
 
 
-def read(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in FILES]
-
-
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
@@ -108,7 +99,7 @@ def plan(tmp_path_factory):
 def undisturbed(plan, tmp_path_factory) -> list[bytes]:
     """The files of a run in one worker process on this machine."""
     with open_driver("processes:num_workers=1") as driver:
-        return read(train(SPEC, tmp_path_factory.mktemp("runs") / "undisturbed", driver=driver))
+        return read_files(train(SPEC, tmp_path_factory.mktemp("runs") / "undisturbed", driver=driver))
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +130,10 @@ def disturb(plan: Path, task: str, disturbance: Disturbance) -> None:
 
 def test_an_undisturbed_run_is_bitwise_equal_to_one_process(cluster, undisturbed, tmp_path) -> None:
     status = run_on(cluster, tmp_path / "run")
-    assert read(tmp_path / "run") == undisturbed
-    assert status.num_workers == NUM_NODES and status.num_answers == 4 * NUM_SHARDS
+    assert read_files(tmp_path / "run") == undisturbed
+    assert status.num_workers == NUM_NODES and status.num_answers == NUM_GENERATIONS * NUM_SHARDS
     assert status.num_retries == 0
-    num_tasks = 4 * NUM_SHARDS
+    num_tasks = NUM_GENERATIONS * NUM_SHARDS
     assert status.request_bytes / num_tasks + status.answer_bytes / num_tasks < 10_000
 
 
@@ -150,14 +141,14 @@ def test_workers_that_are_killed_in_three_phases_change_nothing(cluster, plan, u
     for task, phase in (("1-0", "before"), ("2-3", "middle"), ("2-5", "middle"), ("3-7", "after")):
         disturb(plan, task, Disturbance(phase))
     status = run_on(cluster, tmp_path / "run")
-    assert read(tmp_path / "run") == undisturbed
+    assert read_files(tmp_path / "run") == undisturbed
     assert status.num_retries >= 4 and not [path for path in plan.iterdir() if not path.suffix]
 
 
 def test_a_worker_that_hangs_changes_nothing(cluster, plan, undisturbed, tmp_path) -> None:
     disturb(plan, "2-2", Disturbance("middle", signal.SIGSTOP))
     status = run_on(cluster, tmp_path / "run", deadline=20.0)
-    assert read(tmp_path / "run") == undisturbed
+    assert read_files(tmp_path / "run") == undisturbed
     assert status.num_stragglers >= 1
 
 
@@ -179,7 +170,7 @@ def test_a_driver_that_is_killed_resumes(cluster, undisturbed, tmp_path) -> None
         driver.kill()
     assert (folder / shards.FITNESS_FILE).read_bytes().count(b"\n") >= 2 and not (folder / "genome.json").exists()
     run_on(cluster, folder)
-    assert read(folder) == undisturbed
+    assert read_files(folder) == undisturbed
 
 
 def find_client_servers() -> list[int]:
@@ -202,7 +193,7 @@ def test_a_driver_outside_the_cluster_survives_a_lost_connection(cluster, plan, 
         assert servers
         for server in servers:
             os.kill(server, signal.SIGKILL)
-    assert driver.returncode == 0 and read(folder) == undisturbed
+    assert driver.returncode == 0 and read_files(folder) == undisturbed
 
 
 def test_a_machine_that_is_lost_changes_nothing(cluster, plan, undisturbed, tmp_path) -> None:
@@ -210,5 +201,5 @@ def test_a_machine_that_is_lost_changes_nothing(cluster, plan, undisturbed, tmp_
     raylet = cluster.head_node.all_processes["raylet"][0].process.pid
     disturb(plan, "2", Disturbance("middle", spared_raylet=raylet))
     status = run_on(cluster, tmp_path / "run")
-    assert read(tmp_path / "run") == undisturbed
+    assert read_files(tmp_path / "run") == undisturbed
     assert status.num_retries >= 1

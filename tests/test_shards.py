@@ -8,14 +8,7 @@ import pytest
 from ontogeny.errors import BadInput
 from ontogeny.parallel.in_process import InProcess
 from ontogeny.stages.train import train
-
-SPEC = {
-    "agent": "recurrent:hidden_size=4",
-    "env": "bandit:num_arms=2,num_pulls=4",
-    "development": "evolution:population_size=16,num_lifetimes=2,num_generations=4,shard_size=2",
-    "seed": 3,
-}
-FILES = ("records.jsonl", "fitness.jsonl", "genome.safetensors")
+from sharded_run import SPEC, read_files
 
 
 class BrokenDriver(InProcess):
@@ -32,10 +25,6 @@ class BrokenDriver(InProcess):
         yield from super()._compute(tasks, setup)
 
 
-def read(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in FILES]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     return train(SPEC, tmp_path_factory.mktemp("runs") / "run", driver=InProcess())
@@ -50,7 +39,7 @@ def test_generations_that_were_evaluated_are_not_evaluated_again(undisturbed: Pa
     with (folder / "fitness.jsonl").open("ab") as file:
         file.write(b'{"generation": 4, "prop')  # killed while it wrote
     train(SPEC, folder, driver=BrokenDriver(1))
-    assert read(folder) == read(undisturbed)
+    assert read_files(folder) == read_files(undisturbed)
     assert len((folder / "fitness.jsonl").read_text().splitlines()) == 4
 
 
