@@ -241,7 +241,11 @@ def test_digests_depend_on_types_bits_and_order_but_not_on_timing() -> None:
     [
         ("threads", "there is no driver 'threads'"),
         ("processes:num_threads=2", "has no setting 'num_threads'"),
-        ("processes:num_workers=-1", "must be at least 0"),
+        ("processes:num_workers=-1", "must lie between 0 and 1024"),
+        ("processes:num_workers=1025", "must lie between 0 and 1024"),
+        ("processes:num_workers=0.5", "setting 'num_workers' of the driver 'processes' must be of type int, not 0.5"),
+        ("processes:deadline=soon", "must be of type float, not 'soon'"),
+        ("processes:deadline=-1", "must be at least 0"),
     ],
 )
 def test_bad_drivers_are_refused(text: str, message: str) -> None:

@@ -43,12 +43,21 @@ def test_generations_that_were_evaluated_are_not_evaluated_again(undisturbed: Pa
     assert len((folder / "fitness.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("damage", [lambda text: "A" * 8 + text[8:], lambda text: text[:-3], lambda text: 1])
-def test_fitness_that_was_changed_is_refused(tmp_path: Path, damage) -> None:
+DAMAGES = [
+    ("fitness", lambda text: "A" * 8 + text[8:]),
+    ("fitness", lambda text: text[:-3]),
+    ("fitness", lambda text: 1),
+    ("proposal", lambda text: None),
+    ("generation", lambda number: number + 1),
+]
+
+
+@pytest.mark.parametrize(("key", "damage"), DAMAGES)
+def test_fitness_that_was_changed_is_refused(tmp_path: Path, key: str, damage) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(SPEC, tmp_path, driver=BrokenDriver(1), checkpoint_interval=3600)
     record = json.loads((tmp_path / "fitness.jsonl").read_text())
-    record["fitness"] = damage(record["fitness"])
+    record[key] = damage(record[key])
     (tmp_path / "fitness.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(BadInput, match="is damaged"):
         train(SPEC, tmp_path, driver=InProcess())

@@ -161,7 +161,7 @@ def build(kind: str, name: str, *args: Any, **settings: Any) -> Any:
     for setting, value in settings.items():
         if setting not in defaults:
             raise BadInput(f"{subject} has no setting '{setting}'{_hint(setting, list(defaults))}")
-        settings[setting] = _convert(value, defaults[setting], f"setting '{setting}' of {subject}")
+        settings[setting] = convert_setting(value, defaults[setting], f"setting '{setting}' of {subject}")
     function = _load_module(kind, name).build
     if not name.endswith(".py"):
         return function(*args, **settings)
@@ -302,8 +302,17 @@ def suggest_names(name: str, known_names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else f"; there are: {', '.join(known_names) or 'none'}"
 
 
-def _convert(chosen: Any, default: Any, subject: str) -> Any:
-    """The value of a setting, checked against the type of its default; integers pass for floats."""
+def convert_setting(chosen: Any, default: Any, subject: str) -> Any:
+    """The value of a setting, checked against the type of its default; integers pass for floats.
+
+    Args:
+        chosen: As `parse` reads it.
+        default: The value of the setting where it is not chosen.
+        subject: The subject of the message, e.g. "setting 'num_arms' of environment 'bandit'".
+
+    Raises:
+        BadInput: The value has another type than the default, or is out of the range of its type.
+    """
     is_number = isinstance(chosen, (int, float)) and not isinstance(chosen, bool)
     if isinstance(default, (bool, str)):
         fits = type(chosen) is type(default)

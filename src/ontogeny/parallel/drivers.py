@@ -37,6 +37,7 @@ CLASSES = {  # by the name of a driver
     "ray": "ontogeny.parallel.on_ray:RayCluster",
 }
 MAX_ATTEMPTS = 4  # of a task whose worker ends, before the task fails
+MAX_WORKERS = 1024  # that a driver starts on this machine
 
 
 class SharedSetup(NamedTuple):
@@ -65,9 +66,11 @@ class DriverStatus(NamedTuple):
 
     def describe(self) -> str:
         """The numbers that a line of progress shows."""
-        text = f"{self.num_workers} workers"
-        for number, noun in ((self.num_retries, "retries"), (self.num_stragglers, "stragglers")):
-            text += f", {number} {noun}" if number else ""
+        text = f"{self.num_workers} {'worker' if self.num_workers == 1 else 'workers'}"
+        if self.num_retries:
+            text += f", {self.num_retries} {'retry' if self.num_retries == 1 else 'retries'}"
+        if self.num_stragglers:
+            text += f", {self.num_stragglers} {'straggler' if self.num_stragglers == 1 else 'stragglers'}"
         return text + (", workers of different kinds" if len(self.fingerprints) > 1 else "")
 
 
@@ -218,9 +221,11 @@ def open_driver(text: str = "in_process") -> Driver:
         raise plugins.unknown_name_error("driver", name, list(CLASSES))
     module, _, class_name = CLASSES[name].partition(":")
     driver = getattr(importlib.import_module(module), class_name)
-    accepted = list(inspect.signature(driver).parameters)
-    for setting in settings:
+    accepted = inspect.signature(driver).parameters
+    for setting, chosen in settings.items():
         if setting not in accepted:
             names = f"; its settings are {', '.join(accepted)}" if accepted else ""
             raise BadInput(f"the driver '{name}' has no setting '{setting}'{names}")
+        subject = f"the setting '{setting}' of the driver '{name}'"
+        settings[setting] = plugins.convert_setting(chosen, accepted[setting].default, subject)
     return driver(**settings)

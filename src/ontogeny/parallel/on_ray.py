@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ontogeny.errors import BadInput, require_at_least
+from ontogeny.errors import BadInput, require_at_least, require_between
 from ontogeny.optional_packages import import_optional
 from ontogeny.parallel.deadlines import Deadlines
-from ontogeny.parallel.drivers import MAX_ATTEMPTS, Driver, SharedSetup
+from ontogeny.parallel.drivers import MAX_ATTEMPTS, MAX_WORKERS, Driver, SharedSetup
 from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure, digest
 from ontogeny.parallel.worker import answer_on_ray, num_processors, worker_environment
 
@@ -47,13 +47,14 @@ class RayCluster(Driver):
         Args:
             address: "host:port", or "ray://host:port" from a machine outside the cluster; by default the variable
                 RAY_ADDRESS, which `ray job submit` sets, and without it a new cluster on this machine.
-            num_workers: Processors of a cluster that is started; 0 for all that this process may use.
+            num_workers: Processors of a cluster that is started, at most 1,024; 0 for all that this process may use.
             deadline: Seconds after which a repeatable task is submitted a second time; 0 derives them from the time
                 that earlier tasks took.
             mixed_workers: Whether machines with different processors or versions may answer tasks of one run.
         """
         super().__init__(mixed_workers=mixed_workers)
-        require_at_least(0, num_workers=num_workers, deadline=deadline)
+        require_between(0, MAX_WORKERS, num_workers=num_workers)
+        require_at_least(0, deadline=deadline)
         self._address = address or os.environ.get("RAY_ADDRESS", "") or LOCAL
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self._address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:

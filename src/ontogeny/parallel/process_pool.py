@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from ontogeny.errors import require_at_least
+from ontogeny.errors import require_at_least, require_between
 from ontogeny.parallel.deadlines import Deadlines
-from ontogeny.parallel.drivers import MAX_ATTEMPTS, Driver, SharedSetup
+from ontogeny.parallel.drivers import MAX_ATTEMPTS, MAX_WORKERS, Driver, SharedSetup
 from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure
 from ontogeny.parallel.worker import num_processors, worker_environment
 
@@ -65,13 +65,14 @@ class ProcessPool(Driver):
         """Start the workers.
 
         Args:
-            num_workers: 0 for one per processor that this process may use.
+            num_workers: At most 1,024; 0 for one per processor that this process may use.
             deadline: Seconds after which a repeatable task is given to another worker; 0 derives them from the time
                 that earlier tasks took.
             mixed_workers: Accepted for all drivers; workers of one machine are of one kind.
         """
         super().__init__(mixed_workers=mixed_workers)
-        require_at_least(0, num_workers=num_workers, deadline=deadline)
+        require_between(0, MAX_WORKERS, num_workers=num_workers)
+        require_at_least(0, deadline=deadline)
         self._deadlines = Deadlines(deadline)
         self._idle = [WorkerProcess() for _ in range(num_workers or num_processors())]
         self._busy: dict[Connection, tuple[WorkerProcess, int, float]] = {}  # with the index and start of their task

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -158,6 +159,7 @@ def main() -> NoReturn:
     Messages are pickled by the parent, which runs the same code. A message holds a task and, where it has changed, the
     setup.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all processes; the parent ends this one
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     setup: Mapping[str, object] = {}

@@ -202,9 +202,10 @@ def _refuse_foreign(folder: Path, description: RunDescription, final: str | None
         raise BadInput(f"the folder '{folder}' holds a finished run; not overwritten")
     for name, version in description.versions.items():
         if present.versions.get(name) != version:
+            hint = " (--num-host-devices and --on determine the number of devices)" if name == "devices" else ""
             raise BadInput(
                 f"the run in '{folder}' began with {name} {present.versions.get(name)}; "
-                f"with {name} {version} its results would not be bitwise reproducible"
+                f"with {name} {version} its results would not be bitwise reproducible{hint}"
             )
 
 

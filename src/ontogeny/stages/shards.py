@@ -112,10 +112,17 @@ class FitnessLog:
 
         Args:
             path: A last line that a killed process left incomplete is removed.
+
+        Raises:
+            BadInput: A line is no record of a generation.
         """
         self._path = path
         repair_records(path)
-        self._records = {record["proposal"]: record for record in read_records(path)} if path.exists() else {}
+        records = read_records(path) if path.exists() else []
+        for number, record in enumerate(records, start=1):
+            if record.get("generation") != number or not isinstance(record.get("proposal"), str):
+                raise BadInput(f"'{path}' is damaged: line {number} is not the fitness of generation {number}")
+        self._records = {record["proposal"]: record for record in records}
 
     @property
     def num_generations(self) -> int:
