@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_parts_are_complete_and_even_and_their_merge_is_the_undivided_study(undi
     assert all(not (folder / FAILURES_FILE).exists() for folder in folders)
     with pytest.raises(StudyIncomplete, match=r"1 part of 3 is missing or incomplete \(2\)"):
         merge.merge_study(tmp_path / "merged", [folders[0], folders[2]], on_event=ignore)
+    interrupted = next((folders[1] / "agents").iterdir())
+    ignored = shutil.ignore_patterns("genome*")
+    shutil.copytree(interrupted, tmp_path / "merged" / "agents" / interrupted.name, ignore=ignored)
+    scores = next((folders[1] / "scores").iterdir())
+    scores.rename(tmp_path / "scores")
+    with pytest.raises(BadInput, match="is absent, although there is a record of it"):
+        merge.merge_study(tmp_path / "merged", [folders[1]], on_event=ignore)
+    (tmp_path / "scores").rename(scores)
     merge.merge_study(tmp_path / "merged", [folders[1]], on_event=ignore)
     merge.merge_study(tmp_path / "at once", folders[::-1], on_event=ignore)
     for out in (tmp_path / "merged", tmp_path / "at once"):

@@ -135,29 +135,42 @@ def _merge_part(part: StudyPart, spec: StudySpec, measurements: Sequence[Measure
         record = part.records.get(measurement.id)
         if record is None or measurement.id in journal.records:
             continue
-        agent = measurement.agent
-        if measurement.kind == "development" and agent is not None and study_plan.is_saved(agent):
-            assert measurement.train_env is not None
-            name = measurement.train_env.name
-            source, target = (
-                study_plan.agent_folder(f, agent, name, measurement.seed) for f in (part.folder, journal.folder)
-            )
-            if not checkpoint.exists(target, GENOME):
-                with new_folder(target) as temporary:
-                    shutil.copytree(source, temporary, dirs_exist_ok=True)
-        if measurement.kind == "evaluation" and agent is not None:
-            source, target = (
-                study_plan.scores_path(f, measurement.env, agent, measurement.seed)
-                for f in (part.folder, journal.folder)
-            )
-            target.parent.mkdir(exist_ok=True)
-            write_bytes(target, source.read_bytes())
+        source, target = (_results_path(folder, measurement) for folder in (part.folder, journal.folder))
+        if source is not None and target is not None:
+            _copy_results(source, target)
         journal.add(record, part.seconds.get(measurement.id))
     for name in spec.includes:
         source, target = part.folder / name, journal.folder / name
         if (source / SPEC_FILE).exists() and not target.exists():
             with new_folder(target) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def _results_path(folder: Path, measurement: Measurement) -> Path | None:
+    """The run of a development or the scores of an evaluation in the folder of a study; other kinds leave none."""
+    agent, train_env = measurement.agent, measurement.train_env
+    if agent is None:
+        return None
+    if measurement.kind == "development" and study_plan.is_saved(agent):
+        assert train_env is not None
+        return study_plan.agent_folder(folder, agent, train_env.name, measurement.seed)
+    if measurement.kind == "evaluation":
+        return study_plan.scores_path(folder, measurement.env, agent, measurement.seed)
+    return None
+
+
+def _copy_results(source: Path, target: Path) -> None:
+    """Copy a finished run, in the place of one that was interrupted, or a file of scores."""
+    if not source.exists():
+        raise BadInput(f"'{source}' is absent, although there is a record of it; the part is damaged")
+    if source.is_file():
+        target.parent.mkdir(exist_ok=True)
+        write_bytes(target, source.read_bytes())
+    elif not checkpoint.exists(target, GENOME):
+        if target.exists():
+            shutil.rmtree(target)
+        with new_folder(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
 def _merge_failures(journal: Journal, parts: Sequence[StudyPart]) -> None:

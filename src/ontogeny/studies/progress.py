@@ -168,7 +168,7 @@ def describe_remaining(event: StudyEvent) -> str:
 def format_duration(seconds: float) -> str:
     """Format a duration that was estimated: `about 40 s`, `about 12 min`, `about 3.5 h`."""
     if seconds < 90:
-        return f"about {seconds:.0f} s"
+        return f"about {max(1.0, seconds):.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
