@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import ontogeny
-from ontogeny import BadInput, memory, trees
-from ontogeny.development import base
-from ontogeny.development.base import LifetimeFitness, lifetime_fitness
+from ontogeny import BadInput, memory, parallel, trees
+from ontogeny.development import base, evolution
+from ontogeny.development.base import LifetimeFitness, build_agent_from_text, lifetime_fitness
 from ontogeny.lifetimes import require_jax_env
 from ontogeny.rollouts import rollout_in_chunks, rollout_lifetime
+from ontogeny.stages.assembly import assemble, build_development
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 
 GIGABYTE = 10**9
@@ -71,6 +73,49 @@ def test_the_first_step_that_is_not_finite_is_counted_over_chunks(counts, expect
     assert int(base._join_chunks(parts, 20).num_finite_steps["error"]) == expected
 
 
+@pytest.mark.parametrize("at_once", [4, 5])
+def test_lifetimes_of_a_member_in_chunks_have_the_fitness_of_all_at_once(monkeypatch, at_once):
+    env = require_jax_env(ontogeny.make_env("random_mdp", **MDP), "the test")
+    steering = ontogeny.make_steering(env)
+    built = build_agent_from_text("recurrent:hidden_size=3", env, steering)
+    genomes = jax.vmap(built.genome)(jax.random.split(jax.random.key(0), 2))
+    keys = jax.random.split(jax.random.key(1), 10)
+
+    def evaluate():
+        fitness = partial(evolution.mean_fitness, built, keys, env=env, steering=steering, members_at_once=2)
+        return jax.jit(jax.vmap(fitness))(genomes)
+
+    expected_fitness, expected_steps = evaluate()
+    size = base.lifetime_bytes(built, env, steering, jax.tree.map(lambda leaf: leaf[0], genomes))
+    monkeypatch.setattr(evolution, "LIFETIME_BYTES", 2 * size * at_once)
+    shapes = []
+    monkeypatch.setattr(evolution, "map_in_batches", lambda *of: shapes.append(of[-1]) or parallel.map_in_batches(*of))
+    fitness, steps = evaluate()
+    assert shapes == [at_once]
+    np.testing.assert_allclose(fitness, expected_fitness, rtol=1e-6)
+    assert trees.bitwise_equal(steps, expected_steps)
+
+
+def test_a_second_generation_compiles_nothing():
+    spec = parse_run_spec(SPEC | {"development": SPEC["development"] + ",generations_per_call=1"})
+    development = build_development(spec, assemble(spec))
+    predict = partial(memory.predict_peak, development.program)
+    state = development.init(jax.random.key(0))
+    compiled = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        compiled.append(event)
+
+    assert predict(jax.eval_shape(development.init, jax.random.key(0))).program > predict(state).program
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(2):
+            state, _ = development.step(state)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert "/jax/core/compile/backend_compile_duration" not in compiled
+
+
 def test_available_memory_is_what_the_machine_and_all_control_groups_leave(machine):
     assert memory.available_bytes() is None and memory.read_memory("VmRSS") is None
     machine("proc/meminfo", "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB")
@@ -100,8 +145,11 @@ def test_a_prediction_counts_the_buffers_of_the_program():
     assert small.peak >= small.present > 0 and "predicted peak memory" in small.describe()
 
 
-def test_a_run_that_needs_more_memory_than_there_is_is_refused_before_it_starts(machine, tmp_path):
+def test_a_run_that_needs_more_memory_than_there_is_is_refused_before_it_starts(machine, monkeypatch, tmp_path):
     machine("proc/meminfo", "MemAvailable: 1 kB")
+    with pytest.raises(BadInput, match=r"needs about 400 MB .* for the compilation .*, and only 0 MB are available"):
+        train(SPEC, tmp_path / "run")
+    monkeypatch.setattr(memory, "COMPILATION_BYTES", 0)
     with pytest.raises(BadInput, match=r"needs about .* of memory, .* and only 0 MB more are available; choose"):
         train(SPEC, tmp_path / "run")
     assert not (tmp_path / "run").exists()

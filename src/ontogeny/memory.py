@@ -1,7 +1,9 @@
 """The memory that a compiled program needs, predicted before it runs, and the memory that this machine can give.
 
-A prediction compiles the program, which the run does anyway. To the memory that the process holds it adds the buffers
-that the compiler plans and the copies of the state that a checkpoint makes.
+A prediction compiles the program, which the run does anyway. To the memory that the process holds it adds the larger of
+two needs: the buffers that the compiler plans for a call, while the state before the call is in memory, or the copy of
+the state that a checkpoint encodes, after the call. The state before that may still take its memory, because the
+allocator cannot always use it for other arrays.
 """
 
 import contextlib
@@ -16,7 +18,8 @@ from ontogeny.trees import num_bytes
 
 PROCESS_FOLDER, CGROUP_FOLDER = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # bytes; version 1 of cgroups writes about 2**63 where there is no limit
-SMALL_PROGRAMS_BYTES = 30 * 10**6  # of the small programs that the first step and the first checkpoint compile
+FIRST_STEP_BYTES = 5 * 10**6  # stacks of threads and small programs; 2 to 4 MB were measured
+COMPILATION_BYTES = 400 * 10**6  # that the compilation of a generation needs at most; 0.14 to 0.36 GB were measured
 RESERVED_SHARE = 0.05  # of the available memory, for allocations that no buffer of the program explains
 
 
@@ -25,8 +28,8 @@ class MemoryPrediction(NamedTuple):
 
     Attributes:
         peak: The largest resident memory of the process during the run.
-        program: What the run adds to the present memory: temporary buffers and results of the compiled program, on all
-            devices, and copies of the state for checkpoints.
+        program: What the run adds to the present memory: arguments that are not yet on all devices, and temporary
+            buffers and results of the compiled program on all devices, or the copy of the state for a checkpoint.
         present: Resident memory of the process after compilation.
         available: What the process can still allocate; None where the system does not tell.
     """
@@ -53,10 +56,24 @@ def predict_peak(program: Any, *arguments: Any) -> MemoryPrediction:
     analysis = compiled.memory_analysis()
     num_devices = max((sharding.num_devices for sharding in jax.tree.leaves(compiled.output_shardings)), default=1)
     buffers = 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-    # A checkpoint copies the state and encodes the copy.
-    addition = buffers * num_devices + 2 * num_bytes(arguments) + SMALL_PROGRAMS_BYTES
+    leaves = jax.tree.leaves(arguments)
+    sizes = [num_bytes(leaf) for leaf in leaves]
+    absent = sum(size * (num_devices - _num_copies(leaf)) for size, leaf in zip(sizes, leaves, strict=True))
+    checkpoint = sum(sizes) + max(sizes, default=0)  # the encoded state, and the array whose digest is computed
+    # The allocator does not reuse all memory of the last state but one, which is freed between arrays that stay.
+    addition = absent + sum(sizes) * num_devices + max(buffers * num_devices, checkpoint) + FIRST_STEP_BYTES
     present = read_memory("VmRSS") or 0
     return MemoryPrediction(max(present + addition, read_memory("VmHWM") or 0), addition, present, available_bytes())
+
+
+def require_compilation_memory() -> None:
+    """Raises `BadInput` where too little memory is available to compile a program and predict its memory."""
+    available = available_bytes()
+    if available is not None and available < COMPILATION_BYTES:
+        raise BadInput(
+            f"this run needs about {format_bytes(COMPILATION_BYTES)} of memory for the compilation of its program, and "
+            f"only {format_bytes(available)} are available"
+        )
 
 
 def require_memory(prediction: MemoryPrediction, advice: str) -> None:
@@ -98,6 +115,11 @@ def read_memory(field: str) -> int | None:
 def format_bytes(count: int) -> str:
     """Bytes as megabytes or gigabytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _num_copies(leaf: Any) -> int:
+    """On how many devices an argument already is; 0 for shapes."""
+    return len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else 0
 
 
 def _cgroup_remainders() -> Iterator[int]:

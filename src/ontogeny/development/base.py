@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,20 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny import plugins
+from ontogeny import plugins, trees
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.lifetimes import LifetimeMeasure, count_finite_steps, lifetimes_per_call, measure_lifetimes
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.rollouts import require_revealable_tasks, rollout_in_chunks, rollout_lifetime
+from ontogeny.rollouts import (
+    Carry,
+    begin_lifetime,
+    initial_carry,
+    require_revealable_tasks,
+    rollout_in_chunks,
+    rollout_lifetime,
+)
 from ontogeny.trees import finite_by_name
 from ontogeny.types import (
     Agent,
@@ -36,6 +43,8 @@ from ontogeny.types import (
 
 StateT = TypeVar("StateT")
 MAX_STEPS_AT_ONCE = 1024  # steps of a lifetime whose rewards are in memory at once; longer lifetimes run in chunks
+CARRY_COPIES = 4  # of what a lifetime carries from step to step: before and after a step, and what is computed between
+STEP_BYTES = 16  # of what is recorded of a step: its reward, whether it was taken, and what of its learning is finite
 
 
 class LifetimeFitness(NamedTuple):
@@ -82,6 +91,18 @@ def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steerin
         key, agent, env, steering, genome, agent.learning, max_steps=MAX_STEPS_AT_ONCE, summarize=sum_chunk
     )
     return _join_chunks(parts, num_steps)
+
+
+def lifetime_bytes(agent: Agent, env: Environment, steering: Steering, genome: Genome) -> int:
+    """About how much memory `lifetime_fitness` needs for each lifetime that shares a genome with others."""
+
+    def begin(key: Key, genome: Genome) -> Carry:
+        return initial_carry(key, agent, env, steering, begin_lifetime(key, agent, genome))
+
+    state, env_state, percept = jax.eval_shape(begin, jax.random.key(0), genome)
+    carry = trees.num_bytes((state.activations, env_state, percept, state.weights if agent.learning else ()))
+    num_steps = min(env.spec.num_steps, MAX_STEPS_AT_ONCE)
+    return CARRY_COPIES * carry + num_steps * STEP_BYTES
 
 
 def _join_chunks(parts: LifetimeFitness, num_steps: int) -> LifetimeFitness:
@@ -161,7 +182,10 @@ _FITNESS = LifetimeMeasure(_record_step, _summarize_steps)
 
 
 def repeat_generation(
-    env: AnyEnvironment, generation: Callable[[StateT], tuple[StateT, Info]], num_generations: int
+    env: AnyEnvironment,
+    generation: Callable[[StateT], tuple[StateT, Info]],
+    num_generations: int,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Callable[[StateT], tuple[StateT, Info]]:
     """The step of a development: so many generations, with the records of all of them.
 
@@ -169,12 +193,13 @@ def repeat_generation(
         env: Where it is in JAX, the generations are one compiled program.
         generation: State -> next state, and diagnostics.
         num_generations: G, at least 1.
+        jit: Compiles the generations; `parallel.ReplicatedProgram` where they are divided over the devices.
 
     Returns:
         State -> next state, and diagnostics with a leading axis G.
     """
 
-    @jax.jit
+    @jit
     def run_compiled(state: StateT) -> tuple[StateT, Info]:
         return jax.lax.scan(lambda state, _: generation(state), state, length=num_generations)
 

@@ -20,8 +20,10 @@ from jaxtyping import Float, Int32
 
 from ontogeny import plugins
 from ontogeny.development.base import (
+    LifetimeFitness,
     build_agent_from_text,
     host_fitness,
+    lifetime_bytes,
     lifetime_fitness,
     repeat_generation,
     searched_fitness,
@@ -31,7 +33,7 @@ from ontogeny.development.evosax_search import EVOSAX_STRATEGIES, evosax_loop
 from ontogeny.development.open_es import build_open_es, choose_shard_size, largest_divisor, noise_bytes
 from ontogeny.development.perturbations import form_matrices
 from ontogeny.errors import BadInput, require_at_least, require_positive
-from ontogeny.parallel import map_shards
+from ontogeny.parallel import ReplicatedProgram, map_in_batches, map_shards
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.types import (
     Agent,
@@ -52,6 +54,7 @@ STRATEGIES = ("Open_ES", *EVOSAX_STRATEGIES)
 
 MAX_MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle,
 MEMBER_BYTES = 4 * 2**20  # and more than these of parameters do not fit its cache
+LIFETIME_BYTES = 256 * 2**20  # of the lifetimes that run together on a device, those of all members at once
 
 
 class Evaluations(NamedTuple):
@@ -137,7 +140,7 @@ def build(
     if rank and evaluations.shard is not None:
         _require_products(evaluations.shard, loop, template, num_lifetimes)
     generation = _make_generation(loop, evaluations, baseline, num_lifetimes, env)
-    run_generations = repeat_generation(env, generation, generations_per_call)
+    run_generations = repeat_generation(env, generation, generations_per_call, ReplicatedProgram)
 
     def init(key: Key) -> EvolutionState:
         genome_key, loop_key, generations_key = jax.random.split(key, 3)
@@ -185,7 +188,8 @@ def _make_evaluations(
 
         return Evaluations(evaluate_population, None, evaluate_baseline)
     evaluate_one = partial(mean_fitness, env=env, steering=steering)
-    evaluate_shard = make_shard_evaluation(partial(evaluate_one, agent), loop, shard_size, members_at_once)
+    evaluate_member = partial(evaluate_one, agent, members_at_once=members_at_once)
+    evaluate_shard = make_shard_evaluation(evaluate_member, loop, shard_size, members_at_once)
 
     def evaluate_shards(keys: Key, proposal: PyTree) -> tuple[Array, Array]:
         fitness, env_steps = map_shards(evaluate_shard, (keys, proposal), population_size // shard_size)
@@ -332,12 +336,33 @@ def _make_shards(
     def propose_members(state: EvolutionState) -> tuple[Key, PyTree]:
         return propose(state)[:2]
 
-    return ShardedGeneration(num_shards, jax.jit(propose_members), jax.jit(evaluations.shard), jax.jit(finish))
+    return ShardedGeneration(
+        num_shards, ReplicatedProgram(propose_members), jax.jit(evaluations.shard), ReplicatedProgram(finish)
+    )
 
 
 def mean_fitness(
-    agent: Agent, keys: Key, genome: Genome, *, env: Environment, steering: Steering
+    agent: Agent, keys: Key, genome: Genome, *, env: Environment, steering: Steering, members_at_once: int = 1
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
-    """The mean fitness of one genome over the lifetimes that `keys` [B] determine, and the steps taken in them."""
-    measured = jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys)
+    """The mean fitness of one genome over the lifetimes that `keys` [B] determine, and the steps taken in them.
+
+    Many lifetimes run in chunks, whose length depends on agent and environment only, not on the machine.
+
+    Args:
+        members_at_once: Genomes that are evaluated together, of which this is one.
+    """
+
+    def evaluate(key: Key) -> LifetimeFitness:
+        return lifetime_fitness(key, agent, env, steering, genome)
+
+    size = lifetime_bytes(agent, env, steering, genome)
+    at_once = _count_lifetimes_at_once(len(keys), LIFETIME_BYTES // (size * members_at_once))
+    measured = jax.vmap(evaluate)(keys) if at_once == len(keys) else map_in_batches(evaluate, keys, at_once)
     return jnp.mean(searched_fitness(measured, env.spec.num_steps)), jnp.sum(measured.num_steps)
+
+
+def _count_lifetimes_at_once(num_lifetimes: int, fitting: int) -> int:
+    """How many lifetimes run together where so many fit: where possible a divisor, so that all chunks are alike."""
+    limit = max(1, min(fitting, num_lifetimes))
+    divisor = largest_divisor(num_lifetimes, limit)
+    return divisor if 2 * divisor > limit else limit

@@ -8,9 +8,16 @@ this module therefore imports `devices` only when one of its names is used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ontogeny.parallel.devices import AXIS, map_in_batches, map_shards, put_on_devices, shard_over_devices
+    from ontogeny.parallel.devices import (
+        AXIS,
+        ReplicatedProgram,
+        map_in_batches,
+        map_shards,
+        put_on_devices,
+        shard_over_devices,
+    )
 
-__all__ = ["AXIS", "map_in_batches", "map_shards", "put_on_devices", "shard_over_devices"]
+__all__ = ["AXIS", "ReplicatedProgram", "map_in_batches", "map_shards", "put_on_devices", "shard_over_devices"]
 
 
 def __getattr__(name: str) -> Any:

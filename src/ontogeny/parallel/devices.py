@@ -15,6 +15,39 @@ AXIS = "devices"  # the mesh axis, for `jax.lax.pmean(tree, AXIS)` inside a shar
 Tree = TypeVar("Tree")
 
 
+class ReplicatedProgram:
+    """`jax.jit` of a function of which every local device receives all arguments.
+
+    The results of such a function are on all devices. Passed to `jax.jit` as the arguments of the next call, they would
+    make it compile a second program, because the arguments of the first call were elsewhere.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Compile nothing yet.
+
+        Args:
+            function: Takes and returns trees of arrays.
+        """
+        self._function = jax.jit(function)
+
+    def __call__(self, *arguments: PyTree) -> Any:
+        """The results for these arguments, wherever they are."""
+        return self._function(*put_on_devices(arguments))
+
+    def lower(self, *arguments: PyTree) -> Any:
+        """The stage before compilation, as of `jax.jit`, of the program that a call with such arguments runs.
+
+        Args:
+            *arguments: The arguments, or their shapes.
+        """
+        sharding = NamedSharding(_local_mesh(None), _partition(None))
+
+        def place(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return self._function.lower(*jax.tree.map(place, arguments))
+
+
 def shard_over_devices(
     function: Callable[..., Any],
     split_axes: Sequence[int | None],

@@ -18,7 +18,7 @@ import numpy as np
 from ontogeny import plugins, trees
 from ontogeny.development.base import require_finite_search
 from ontogeny.errors import BadInput
-from ontogeny.memory import MemoryPrediction, predict_peak, require_memory
+from ontogeny.memory import MemoryPrediction, predict_peak, require_compilation_memory, require_memory
 from ontogeny.parallel.drivers import Driver
 from ontogeny.rng import key_from_seed
 from ontogeny.runs import formats
@@ -99,22 +99,22 @@ def train(
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
         check_continuation(out, in_tasks=driver is not None)
-        state = init()
-        init.cache_clear()  # or the first state would stay in memory
         if driver is not None:
             development = divide_generations(development, spec, out, driver)
-        _run(state, development, recorder, on_progress, driver)
+        _run(init, development, recorder, on_progress, driver)
     return out
 
 
 def _run(
-    state: Any,
+    init: Any,
     development: Development,
     recorder: RunRecorder,
     on_progress: OnTrainingProgress | None,
     driver: Driver | None,
 ) -> None:
-    """Run the compiled calls that are not done yet from an initial state, and save the genome after the last one."""
+    """Run the compiled calls that are not done yet from the state of a cached `init`; save the last genome."""
+    state = init()
+    init.cache_clear()  # or the first state would stay in memory
     num_calls, generations = development.num_calls, development.generations_per_call
     progress = {"generation": 0, "env_steps": 0}
     resumed = recorder.resume(state)
@@ -143,6 +143,7 @@ def _run(
 def _init_within_memory(development: Development, seed: int, on_memory: OnMemoryPrediction | None) -> Any:
     """The initial state of a development; raises `BadInput` where its run would exceed the memory that there is."""
     key = key_from_seed(seed)
+    require_compilation_memory()
     require_memory(predict_peak(development.program, jax.eval_shape(development.init, key)), MEMORY_ADVICE)
     state = development.init(key)
     if on_memory is not None:
