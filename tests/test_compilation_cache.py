@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def size(folder: Path) -> int:
 def write_programs(folder: Path, times: list[int]) -> None:
     """Files as of programs `0`, `1`, ..., last used at these times."""
     for number, nanoseconds in enumerate(times):
-        (folder / f"{number}-cache").write_bytes(b"program")
+        (folder / f"{number}-cache").write_bytes(zlib.compress(b"program"))
         (folder / f"{number}-atime").write_bytes(nanoseconds.to_bytes(8, "little"))
 
 
@@ -103,6 +104,9 @@ def test_repair_deletes_unfinished_programs_and_the_oldest_of_too_many(tmp_path)
     assert programs_in(tmp_path) == set("012345")
     assert compilation_cache.repair(tmp_path, max_programs=4) == 3  # three quarters of four remain
     assert programs_in(tmp_path) == {"0", "2", "5"}
+    (tmp_path / "2-cache").write_bytes(zlib.compress(b"program")[:-1])
+    assert compilation_cache.repair(tmp_path, max_programs=4) == 1
+    assert programs_in(tmp_path) == {"0", "5"}
     assert compilation_cache.repair(tmp_path / "absent") == 0
 
 

@@ -24,6 +24,7 @@ JAX_DEFAULT_MIN_COMPILE_SECONDS = 1.0
 LOCK_TIMEOUT = 10.0  # seconds, as JAX waits
 # The names that JAX's cache with a bounded size gives to its files.
 PROGRAM_SUFFIX, TIME_SUFFIX, LOCK_FILE = "-cache", "-atime", ".lockfile"
+VERIFIED_FILE = ".verified"  # bears the time of change of the newest program that was verified
 
 _setup_lock = threading.Lock()
 
@@ -82,10 +83,12 @@ def cache_folder() -> Path | None:
 
 
 def repair(folder: Path, max_programs: int = MAX_PROGRAMS) -> int:
-    """Delete programs that were not written to their end, and those used least recently where there are too many.
+    """Delete programs that JAX cannot read, and those used least recently where there are too many.
 
     JAX writes a program, then its time of use. A process that is killed in between leaves a program without a time,
-    which JAX can neither read nor replace, and because of which it stores no further program.
+    which JAX can neither read nor replace, and because of which it stores no further program. Nor does JAX replace a
+    program that a failure of the machine has cut off: it would compile it again in every process, with a warning.
+    Programs that have not changed since an earlier call are not read again.
 
     Args:
         folder: The folder of compiled programs.
@@ -99,7 +102,7 @@ def repair(folder: Path, max_programs: int = MAX_PROGRAMS) -> int:
             names = {entry.name for entry in os.scandir(folder)}
             programs = {name.removesuffix(PROGRAM_SUFFIX) for name in names if name.endswith(PROGRAM_SUFFIX)}
             times = {name.removesuffix(TIME_SUFFIX) for name in names if name.endswith(TIME_SUFFIX)}
-            deleted = programs ^ times
+            deleted = (programs ^ times) | _find_damaged(folder, programs & times)
             if len(programs & times) > max_programs:
                 by_time = sorted(programs & times, key=lambda name: _time_of_use(folder, name))
                 deleted |= set(by_time[: len(by_time) - 3 * max_programs // 4])
@@ -109,6 +112,26 @@ def repair(folder: Path, max_programs: int = MAX_PROGRAMS) -> int:
             return len(deleted & programs)
     except (OSError, Timeout):
         return 0
+
+
+def _find_damaged(folder: Path, names: set[str]) -> set[str]:
+    """The programs that have changed since the last call and cannot be decompressed."""
+    from jax._src.compilation_cache import decompress_executable
+
+    mark = folder / VERIFIED_FILE
+    verified = mark.stat().st_mtime_ns if mark.exists() else 0
+    changed = {name: (folder / f"{name}{PROGRAM_SUFFIX}").stat().st_mtime_ns for name in names}
+    damaged = set[str]()
+    for name in (name for name, changed_at in changed.items() if changed_at >= verified):
+        try:
+            decompress_executable((folder / f"{name}{PROGRAM_SUFFIX}").read_bytes())
+        except Exception:  # of zlib or zstandard, whichever JAX uses
+            damaged.add(name)
+    if changed:
+        mark.touch()
+        newest = max(changed.values())
+        os.utime(mark, ns=(newest, newest))
+    return damaged
 
 
 def _time_of_use(folder: Path, name: str) -> int:
