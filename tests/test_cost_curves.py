@@ -74,7 +74,7 @@ def test_it_resumes_and_writes_lines_and_a_chart(cost_curves: Any, tmp_path: Pat
     assert all(line.keys() >= KEYS for line in lines)
     measured = [line for line in lines if line["setting"].get("repeats")]
     assert [line["setting"]["population"] for line in measured] == [4] and measured[0]["value"] > 0
-    slopes = {line["setting"]["curve"]: line for line in lines if line["name"] == "cost_curves/slope"}
+    slopes = {line["setting"]["curve"]: line for line in lines if line["name"] == "cost_curves/slope"}  # processor
     assert set(slopes) == set(cost_curves.CURVES)
     assert all(slopes[name]["value"] == pytest.approx(1) for name in slopes if name != "population")
     stored = records.read_text().splitlines()
@@ -92,6 +92,6 @@ def test_the_page_states_the_recorded_slopes(cost_curves: Any):
     lines = [json.loads(text) for text in (results / "cost-curves.jsonl").read_text().splitlines()]
     page = (results / "cost-curves.md").read_text()
     for line in lines:
-        if line["name"] == "cost_curves/slope" and line["setting"]["clock"] == "wall time":
+        if line["name"] == "cost_curves/slope" and line["setting"]["clock"] == "processor time":
             low, high = line["setting"]["interval"]
             assert re.search(rf"{line['value']:.2f}\s*\({low:.2f} to {high:.2f}\)", page), line
