@@ -35,6 +35,12 @@ def test_answers_settings_and_failures_are_those_of_other_drivers(local_cluster)
     assert isinstance(failure, TaskFailure) and "ZeroDivisionError" in failure.message and quotient == 3
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
+    with pytest.raises(BadInput, match=f"^the Ray cluster '{address}' does not respond: "):
+        open_driver(f"ray:address={address}")
+
+
 @pytest.mark.parametrize(("number", "field"), [(signal.SIGKILL, "num_retries"), (signal.SIGSTOP, "num_stragglers")])
 def test_a_worker_that_ends_or_hangs_changes_no_answer(tmp_path: Path, local_cluster, number, field) -> None:
     before = getattr(local_cluster.status(), field)

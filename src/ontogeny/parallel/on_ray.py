@@ -9,8 +9,10 @@ import contextlib
 import os
 import pickle
 import secrets
+import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +26,8 @@ from ontogeny.parallel.worker import answer_on_ray, num_processors, worker_envir
 LOCAL = "local"  # Ray's word for a new cluster on this machine
 SECONDS_BETWEEN_CHECKS = 1.0  # of deadlines, while no answer arrives
 SECONDS_BETWEEN_COUNTS = 5.0  # of the workers of the cluster
-MAX_CONNECTIONS = 5  # attempts to connect to a cluster
+MAX_CONNECTIONS = 5  # attempts to connect again to a cluster, and connections of one call that may be lost
+SECONDS_BEFORE_REFUSAL = 10.0  # of an address at which no program listens
 SECONDS_BEFORE_RECONNECTION = 2.0  # doubled after each attempt
 DEADLINES_BEFORE_EXIT = 3.0  # after so many deadlines a worker that hangs ends itself
 
@@ -66,7 +69,8 @@ class RayCluster(Driver):
         self._owns_connection = not self._ray.is_initialized()
         self._late: dict[Any, tuple[Task, str]] = {}  # submissions of answered tasks, with the digest of the answer
         self._num_workers, self._last_count = 0, float("-inf")
-        self._connect()
+        self._require_listener()
+        self._connect(num_attempts=1)
 
     def close(self) -> None:
         """Disconnect; a cluster that was started here ends."""
@@ -78,23 +82,44 @@ class RayCluster(Driver):
             if self._owns_connection:
                 self._ray.shutdown()
 
-    def _connect(self) -> None:
-        """Connect to the cluster; several attempts where it does not respond."""
+    def _require_listener(self) -> None:
+        """Raises `BadInput` at once where no program listens at the address; Ray would wait for minutes."""
+        host, _, port = self._address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal():
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_BEFORE_REFUSAL).close()
+        except (OSError, OverflowError) as error:
+            raise self._no_response(error) from None
+
+    def _no_response(self, error: Exception) -> BadInput:
+        """The error for a cluster to which no connection can be made."""
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return BadInput(f"the Ray cluster '{self._address}' does not respond: {message}")
+
+    def _connect(self, num_attempts: int) -> None:
+        """Connect to the cluster; further attempts where it does not respond."""
         options: dict[str, Any] = {}
         if self._address == LOCAL:
             options = {"num_cpus": self._num_local_workers or num_processors(), "_node_ip_address": "127.0.0.1"}
-        for attempt in range(MAX_CONNECTIONS):
+        for attempt in range(num_attempts):
             try:
                 if not self._ray.is_initialized():
-                    self._ray.init(
-                        self._address, logging_level="error", log_to_driver=False, include_dashboard=False, **options
-                    )
+                    with warnings.catch_warnings():
+                        # Ray's processes replace their program at once, so JAX's threads do not matter to them.
+                        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                        self._ray.init(
+                            self._address,
+                            logging_level="error",
+                            log_to_driver=False,
+                            include_dashboard=False,
+                            **options,
+                        )
                 break
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 self._ray.shutdown()
-                if attempt + 1 == MAX_CONNECTIONS or isinstance(error, ValueError):
-                    message = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    raise BadInput(f"the Ray cluster '{self._address}' does not respond: {message}") from None
+                if attempt + 1 == num_attempts or isinstance(error, ValueError):
+                    raise self._no_response(error) from None
                 time.sleep(SECONDS_BEFORE_RECONNECTION * 2**attempt)
         remote = self._ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         self._answer = remote(answer_on_ray)
@@ -142,7 +167,7 @@ class RayCluster(Driver):
         self._late.clear()
         with contextlib.suppress(Exception):
             self._ray.shutdown()
-        self._connect()
+        self._connect(num_attempts=MAX_CONNECTIONS)
         setup.reference[1] = None
 
     def _submit(self, task: Task, setup: SharedSetup) -> Any:
