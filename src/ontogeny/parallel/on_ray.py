@@ -94,7 +94,7 @@ class RayCluster(Driver):
 
     def _no_response(self, error: Exception) -> BadInput:
         """The error for a cluster to which no connection can be made."""
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         return BadInput(f"the Ray cluster '{self._address}' does not respond: {message}")
 
     def _connect(self, num_attempts: int) -> None:
