@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.parallel.deadlines import FACTOR, NUM_RECENT_TASKS, Deadlines
 from ontogeny.parallel.drivers import Driver, open_driver
 from ontogeny.parallel.in_process import InProcess
 from ontogeny.parallel.tasks import Task, TaskFailed, TaskFailure, UnequalAnswers, digest
@@ -90,6 +91,15 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
         setup = pool.put({"folder": str(tmp_path), "disturbed": [0], "signal": signal.SIGSTOP})
         assert pool.run(tasks_of(disturb, range(3)), setup) == [0, 1, 2]
         assert pool.status().num_stragglers >= 1
+
+
+def test_a_new_worker_has_the_time_to_compile() -> None:
+    task, deadlines = Task("module:function", {}), Deadlines(0.0)
+    deadlines.record(task.function, 40.0, is_first=True)
+    for _ in range(NUM_RECENT_TASKS):
+        deadlines.record(task.function, 5.0)
+    assert deadlines.seconds_for(task) == FACTOR * 5.0 and deadlines.seconds_for(task, is_first=True) == FACTOR * 40.0
+    assert deadlines.seconds_for(task._replace(repeatable=False), is_first=True) == float("inf")
 
 
 def test_a_task_that_always_ends_its_process_fails(tmp_path: Path, pool: Driver) -> None:

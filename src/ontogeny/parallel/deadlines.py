@@ -21,17 +21,32 @@ class Deadlines:
         """
         self._seconds = seconds
         self._recent: dict[str, deque[float]] = {}
+        self._longest_first: dict[str, float] = {}
 
-    def record(self, function: str, seconds: float) -> None:
-        """Take account of a task that was answered."""
+    def record(self, function: str, seconds: float, *, is_first: bool = False) -> None:
+        """Take account of a task that was answered.
+
+        Args:
+            function: Of the task.
+            seconds: What it took.
+            is_first: Whether it was the first task of this function in its worker, which compiles.
+        """
         self._recent.setdefault(function, deque(maxlen=NUM_RECENT_TASKS)).append(seconds)
+        if is_first:
+            self._longest_first[function] = max(seconds, self._longest_first.get(function, 0.0))
 
-    def seconds_for(self, task: Task) -> float:
-        """The time after which a task is submitted again; infinite for one that is not repeatable."""
+    def seconds_for(self, task: Task, *, is_first: bool = False) -> float:
+        """The time after which a task is submitted again; infinite for one that is not repeatable.
+
+        Args:
+            task: Running, or about to be submitted.
+            is_first: Whether its worker is known to have no answer of its function yet, so that it compiles.
+        """
         if not task.repeatable:
             return float("inf")
         if self._seconds:
             return self._seconds
         if task.function not in self._recent:
             return SECONDS_BEFORE_FIRST_ANSWER
-        return max(MIN_SECONDS, FACTOR * max(self._recent[task.function]))
+        longest_first = self._longest_first.get(task.function, 0.0) if is_first else 0.0
+        return max(MIN_SECONDS, FACTOR * max(longest_first, *self._recent[task.function]))

@@ -37,6 +37,7 @@ class WorkerProcess:
         )
         other_end.close()
         self._setup_number = 0
+        self.answered_functions: set[str] = set()  # which this process has compiled
 
     def start(self, task: Task, setup: SharedSetup) -> None:
         """Send a task, and the setup if it is not the last one that this worker received."""
@@ -109,7 +110,10 @@ class ProcessPool(Driver):
                 received = worker.receive() if ready else None
                 if received is not None:
                     self._idle.append(worker)
-                    self._deadlines.record(tasks[index].function, time.monotonic() - start)
+                    function = tasks[index].function
+                    is_first = function not in worker.answered_functions
+                    self._deadlines.record(function, time.monotonic() - start, is_first=is_first)
+                    worker.answered_functions.add(function)
                     yield index, received
                     continue
                 exit_code = worker.kill()
@@ -135,18 +139,19 @@ class ProcessPool(Driver):
 
     def _seconds_to_deadline(self, tasks: Sequence[Task]) -> float | None:
         """The time until the next deadline; None where no running task has one."""
-        ends = [start + self._deadlines.seconds_for(tasks[index]) for _, index, start in self._busy.values()]
-        end = min(ends, default=float("inf"))
+        end = min((self._end(tasks, connection) for connection in self._busy), default=float("inf"))
         return None if end == float("inf") else max(0.0, end - time.monotonic())
 
     def _overdue(self, tasks: Sequence[Task]) -> list[Connection]:
         """The connections of workers that are past the deadline of their task."""
         present = time.monotonic()
-        return [
-            connection
-            for connection, (_, index, start) in self._busy.items()
-            if present >= start + self._deadlines.seconds_for(tasks[index])
-        ]
+        return [connection for connection in self._busy if present >= self._end(tasks, connection)]
+
+    def _end(self, tasks: Sequence[Task], connection: Connection) -> float:
+        """The deadline of the task that a worker computes."""
+        worker, index, start = self._busy[connection]
+        is_first = tasks[index].function not in worker.answered_functions
+        return start + self._deadlines.seconds_for(tasks[index], is_first=is_first)
 
     def _replace_busy_workers(self) -> None:
         """End the workers that still compute tasks of a call that an error or an interrupt ended."""
