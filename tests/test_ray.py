@@ -47,3 +47,15 @@ def test_a_worker_that_ends_or_hangs_changes_no_answer(tmp_path: Path, local_clu
     setup = local_cluster.put({"folder": str(tmp_path), "disturbed": [1], "signal": number})
     assert local_cluster.run(tasks_of(disturb, range(5)), setup) == [0, 1, 2, 3, 4]
     assert getattr(local_cluster.status(), field) > before
+
+
+def test_the_status_survives_a_lost_connection(local_cluster, monkeypatch) -> None:
+    import grpc  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+
+    def fail():
+        raise grpc.RpcError("the connection was lost")
+
+    before = local_cluster.status().num_workers
+    monkeypatch.setattr(local_cluster._ray, "cluster_resources", fail)
+    monkeypatch.setattr(local_cluster, "_last_count", float("-inf"))
+    assert local_cluster.status().num_workers == before

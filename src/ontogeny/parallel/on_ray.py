@@ -64,6 +64,7 @@ class RayCluster(Driver):
             # Ray's processes listen on all network interfaces; this cluster answers to this process only.
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._ray = import_optional("ray", "ray", "the driver 'ray' and --on ray")
+        self._connection_errors = (ConnectionError, self._ray.exceptions.RaySystemError, *_grpc_errors())
         self._num_local_workers = num_workers
         self._deadlines = Deadlines(deadline)
         self._owns_connection = not self._ray.is_initialized()
@@ -75,7 +76,7 @@ class RayCluster(Driver):
     def close(self) -> None:
         """Disconnect; a cluster that was started here ends."""
         if self._ray.is_initialized():
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(*self._connection_errors):
                 self._check_late_answers()
                 for reference in self._late:
                     self._ray.cancel(reference, force=True)
@@ -133,7 +134,7 @@ class RayCluster(Driver):
     def _count_workers(self) -> int:
         if time.monotonic() >= self._last_count + SECONDS_BETWEEN_COUNTS:
             self._last_count = time.monotonic()
-            with contextlib.suppress(ConnectionError):  # `_compute` connects again
+            with contextlib.suppress(*self._connection_errors):  # `_compute` connects again
                 self._num_workers = int(self._ray.cluster_resources().get("CPU", 0))
         return self._num_workers
 
@@ -150,7 +151,7 @@ class RayCluster(Driver):
                 for index, received in self._collect(tasks, setup, running, unanswered):
                     unanswered.discard(index)
                     yield index, received
-            except (ConnectionError, self._ray.exceptions.RaySystemError) as error:
+            except self._connection_errors as error:
                 # The connection to the cluster is lost, and with it all that was submitted.
                 num_connections += 1
                 if num_connections == MAX_CONNECTIONS:
@@ -245,3 +246,12 @@ class RayCluster(Driver):
         for reference in running:
             with contextlib.suppress(Exception):
                 self._ray.cancel(reference, force=True)
+
+
+def _grpc_errors() -> tuple[type[Exception], ...]:
+    """The error by which calls through `ray://` fail after the connection was lost, where grpc is installed."""
+    try:
+        import grpc  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    except ImportError:
+        return ()
+    return (grpc.RpcError,)
