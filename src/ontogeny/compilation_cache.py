@@ -148,12 +148,12 @@ def _processor_digest() -> str:
     """
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("NPROC") or num_processors
-    return hashlib.sha256(f"{platform.machine()}{_processor()}{threads}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{platform.machine()}{processor_features()}{threads}".encode()).hexdigest()[:12]
 
 
-def _processor() -> str:
+def processor_features() -> str:
     """The features of the processor for which programs are compiled."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return next(line for line in lines if line.startswith(("flags", "Features")))
     return platform.processor()

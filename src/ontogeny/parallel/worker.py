@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Mapping
 from importlib import metadata
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ontogeny import compilation_cache
@@ -77,7 +76,7 @@ def fingerprint() -> dict[str, str]:
     flags = os.environ.get("XLA_FLAGS", "").split()
     return {
         "machine": platform.machine(),
-        "cpu_flags": hashlib.sha256(_cpu_flags().encode()).hexdigest()[:16],
+        "cpu_flags": hashlib.sha256(compilation_cache.processor_features().encode()).hexdigest()[:16],
         "jaxlib": metadata.version("jaxlib"),
         "jax": metadata.version("jax"),
         "numpy": metadata.version("numpy"),
@@ -85,15 +84,6 @@ def fingerprint() -> dict[str, str]:
         "xla_flags": " ".join(sorted(flag for flag in flags if "collective_call" not in flag)),  # these limit times
         "num_threads": os.environ.get("NPROC", ""),
     }
-
-
-def _cpu_flags() -> str:
-    """The features of the processor, for which XLA compiles."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def name_of_worker() -> str:
