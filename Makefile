@@ -105,8 +105,9 @@ parity: $(PARITY)/.installed
 		tests/test_serve_http.py::test_lm_eval_runs_on_the_server
 
 golden: $(PARITY)/.installed
-	$(PARITY)/bin/python tests/golden/make_gpt2.py
+	$(PARITY)/bin/python tests/golden/make_models.py
 	$(PARITY)/bin/python tests/golden/make_harness.py
+	$(PARITY)/bin/python tests/golden/make_chat.py
 
 clean:
 	rm -rf $(VENV) $(PARITY) $(OPTIONAL) build .pytest_cache .ruff_cache .hypothesis

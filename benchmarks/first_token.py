@@ -47,7 +47,7 @@ class Stream:
         half = MAX_TOKENS // 2
         max_tokens = self.random.randint(half, MAX_TOKENS + half) if self.is_varied else MAX_TOKENS
         sampling_params = SamplingParams(1.0, seed=self.random.getrandbits(30))
-        self.engine.submit(GenerationRequest(self.weights, prompt, max_tokens, sampling_params, None), self)
+        self.engine.submit(GenerationRequest(self.weights, prompt, max_tokens, sampling_params), self)
 
     def __call__(self, output: object) -> None:
         """Receives an output of the engine."""

@@ -201,7 +201,7 @@ def measure_throughput(engine: Engine, weights: Sequence[Any]) -> float:
     for number in range(NUM_ROUNDS):
         for stream, stream_weights in enumerate(weights):
             sampling = SamplingParams(seed=number * len(weights) + stream)
-            engine.submit(GenerationRequest(stream_weights, (32,), MAX_TOKENS, sampling, None), on_output)
+            engine.submit(GenerationRequest(stream_weights, (32,), MAX_TOKENS, sampling), on_output)
         for _ in weights:
             if not finished.acquire(timeout=600):
                 raise SystemExit("the engine did not finish a request within 600 s")

@@ -106,7 +106,7 @@ def test_load_and_open_an_agent_run_and_a_saved_deployment(run, tmp_path):
 def test_a_hugging_face_folder_is_loaded_and_opened():
     folder = Path(__file__).parent / "golden" / "gpt2"
     assert ontogeny.load(folder).tokenizer.size > 0
-    assert ontogeny.open_run(folder).kind == "Hugging Face GPT-2 folder"
+    assert ontogeny.open_run(folder).kind == "Hugging Face folder"
     with pytest.raises(BadInput, match="its weights learn in"):
         ontogeny.load(folder, online=True)
 
@@ -115,7 +115,7 @@ def test_a_hugging_face_folder_is_loaded_and_opened():
     ("content", "message"),
     [
         (None, "the folder does not exist"),
-        ({}, "is an empty folder, not a language-model run, a Hugging Face GPT-2 folder, an agent run"),
+        ({}, "is an empty folder, not a language-model run, a Hugging Face folder, an agent run"),
         ({"notes.txt": "text"}, "is a folder of other files, not"),
         ({"spec.json": "{}"}, "spec.json' is of no kind of run that this version knows"),
         ({"spec.json": "{"}, "spec.json' is damaged: it is not JSON"),
@@ -140,9 +140,7 @@ def test_any_other_folder_is_refused_in_one_sentence(tmp_path, content, message)
 
 def test_a_run_of_another_kind_is_answered_with_its_commands(run):
     folder = Path(__file__).parent / "golden" / "gpt2"
-    with pytest.raises(
-        BadInput, match=r"is a Hugging Face GPT-2 folder, not an agent run.*; use `ontogeny lm evaluate`"
-    ):
+    with pytest.raises(BadInput, match=r"is a Hugging Face folder, not an agent run.*; use `ontogeny lm evaluate`"):
         kinds.require_kind(folder, "agent run")
     with pytest.raises(BadInput, match=r"is an agent run, not a language-model run; use `ontogeny evaluate`"):
         kinds.require_kind(run, "language-model run")

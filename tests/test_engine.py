@@ -73,8 +73,8 @@ class Collector:
         return self.scores, self.tokens, self.finish_reason
 
 
-def make_request(weights, prompt=(1,), max_tokens=1, params=SamplingParams(), end_token=None, **settings):  # noqa: B008
-    return GenerationRequest(weights, prompt, max_tokens, params, end_token, **settings)
+def make_request(weights, prompt=(1,), max_tokens=1, params=SamplingParams(), end_tokens=frozenset(), **settings):  # noqa: B008
+    return GenerationRequest(weights, prompt, max_tokens, params, end_tokens, **settings)
 
 
 def random_request(number, weights):
@@ -93,7 +93,7 @@ def random_request(number, weights):
         prompt,
         max_tokens,
         params,
-        256,
+        frozenset([256]),
         num_logprobs=number % 4,
         score_prompt=score_prompt,
         logit_adjustments=adjustments if number % 2 else None,
@@ -284,7 +284,8 @@ def test_requests_for_other_weights_change_no_bit(engine, weights):
 
 def test_prompt_log_probabilities_are_those_of_one_forward_pass(engine, weights):
     prompt = tuple(range(50, 100))
-    scores, _, _ = answer(engine, make_request(weights, prompt, 0, GREEDY, 256, num_logprobs=2, score_prompt=True))
+    request = make_request(weights, prompt, 0, GREEDY, frozenset([256]), num_logprobs=2, score_prompt=True)
+    scores, _, _ = answer(engine, request)
     logits = forward(CONFIG, weights, jax.numpy.array([prompt], jax.numpy.int32))[0]
     expected = jax.nn.log_softmax(logits)[np.arange(49), np.array(prompt[1:])]
     assert scores[0].logprob is None
@@ -294,16 +295,16 @@ def test_prompt_log_probabilities_are_those_of_one_forward_pass(engine, weights)
 
 def test_a_scored_prompt_is_followed_by_one_token_even_the_end_token(engine, weights):
     biased = weights._replace(norm=weights.norm._replace(bias=100.0 * weights.embedding[256]))
-    request = make_request(biased, (1, 2, 3), 1, GREEDY, 256, num_logprobs=1, score_prompt=True)
+    request = make_request(biased, (1, 2, 3), 1, GREEDY, frozenset([256]), num_logprobs=1, score_prompt=True)
     scores, tokens, reason = answer(engine, request)
     assert [t.token for t in tokens] == [256] and len(scores) == 3 and reason == "stop"
     assert tokens[0].logprobs.logprob == tokens[0].logprobs.top_logprobs[0][1]
-    assert answer(engine, make_request(biased, (1, 2, 3), 9, GREEDY, 256))[1:] == ([], "stop")
+    assert answer(engine, make_request(biased, (1, 2, 3), 9, GREEDY, frozenset([256])))[1:] == ([], "stop")
 
 
 def test_adjusted_logits_change_tokens_and_not_the_log_probabilities_of_the_model(engine, weights):
     def answer_with(**adjustments):
-        request = make_request(weights, (1, 2), 12, GREEDY, 256, num_logprobs=1)
+        request = make_request(weights, (1, 2), 12, GREEDY, frozenset([256]), num_logprobs=1)
         return answer(engine, request._replace(logit_adjustments=make_adjustments(**adjustments)))[1]
 
     plain, excluded = answer_with(), answer_with(logit_bias={256: -100.0})
@@ -336,9 +337,9 @@ def test_a_request_of_another_owner_does_not_wait_for_256_answers_and_changes_no
     """The other owner is served within a few pieces of work of the first, also where the first one has all slots."""
     steps, decode_step = [], programs.decode_step
     requests = [random_request(n, weights)._replace(max_tokens=30, score_prompt=False) for n in range(256)]
-    requests = [request._replace(owner="anna", end_token=None) for request in requests]
+    requests = [request._replace(owner="anna", end_tokens=frozenset()) for request in requests]
     other_weights = jax.tree.map(lambda leaf: leaf * 1.01, weights) if own_weights else weights
-    request = random_request(1, other_weights)._replace(owner="berta", max_tokens=10, end_token=None)
+    request = random_request(1, other_weights)._replace(owner="berta", max_tokens=10, end_tokens=frozenset())
     expected = answer(engine, request)
     monkeypatch.setattr(programs, "decode_step", lambda *arguments: steps.append(1) or decode_step(*arguments))
     with started(weights, max_num_seqs=8, num_workers=1) as busy_engine:

@@ -238,7 +238,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(text_file, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimizer": "muon", "architecture": "modern"},
+        {"optimizer": "muon", "architecture": "llama"},
         {"gradient_accumulation": 2, "decay_schedule": "linear", "precision": "bfloat16"},
     ],
     ids=str,
@@ -386,7 +386,7 @@ def test_generation_is_batch_invariant(model):
         state = generation.start(model, encoded, 8, params)
         state = state._replace(num_remaining=state.num_remaining.at[(slot + 1) % 4].set(2))
         numbers = np.roll(uniforms, slot, axis=0)
-        state, output = generation.decode(model.config, model.weights, state, numbers, end_token=256)
+        state, output = generation.decode(model.config, model.weights, state, numbers, end_tokens=(256,))
         cache = jax.tree.leaves(state.cache)
         return [np.asarray(leaf[slot]).tobytes() for leaf in (*output, *cache)]
 
@@ -415,9 +415,7 @@ def test_a_server_engine_and_the_command_line_give_the_same_completion(model):
     params = SamplingParams(0.8, 0.95, seed=11)
     engine.start(model.weights)
     prompt = tuple(generation.encode_prompt(model, "The"))
-    engine.submit(
-        GenerationRequest(model.weights, prompt, 8, params._replace(seed=derive_seed(11, 1)), None), on_output
-    )
+    engine.submit(GenerationRequest(model.weights, prompt, 8, params._replace(seed=derive_seed(11, 1))), on_output)
     assert done.wait(60)
     engine.stop()
     completions = generation.generate(model, ["The"], max_tokens=8, sampling_params=params, n=2)

@@ -16,7 +16,7 @@ from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import online_learner
-from ontogeny.server.api import protocol
+from ontogeny.server.api import chat, protocol
 from ontogeny.server.api.validation_messages import MESSAGES, describe_validation_errors
 from ontogeny.server.learning import learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
@@ -163,7 +163,7 @@ def test_request_bodies_are_accepted_or_rejected(model, data):
         if isinstance(request, protocol.CompletionRequest):
             assert isinstance(request.prompts, list)
         if isinstance(request, protocol.ChatRequest):
-            assert protocol.chat_prompt(request.messages).endswith("Assistant:")
+            assert chat.plain_prompt(request.messages).endswith("Assistant:")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from ontogeny.errors import BadInput
 B, K, C, V = 5, 4, 12, 40
 VARIANTS = {
     "gpt2": transformer.make_config("gpt2", V, C, num_layers=2, num_heads=2, width=16),
-    "modern": transformer.make_config("modern", V, C, num_layers=1, num_heads=2, width=16),
-    "squared_relu": transformer.make_config("modern", V, C, num_layers=1, num_heads=1, width=8)._replace(
+    "llama": transformer.make_config("llama", V, C, num_layers=1, num_heads=2, width=16),
+    "squared_relu": transformer.make_config("llama", V, C, num_layers=1, num_heads=1, width=8)._replace(
         activation="squared_relu", tie_embeddings=False
     ),
 }
@@ -143,7 +143,7 @@ def test_world_model_learns_a_repeated_sequence():
 
 
 def test_bfloat16_losses_are_near_those_of_float32():
-    config = VARIANTS["modern"]
+    config = VARIANTS["llama"]
     weights = transformer.init_weights(jax.random.key(0), config)
     tokens = jax.random.randint(jax.random.key(6), (2, C), 0, V)
     exact, rough = (token_losses(config, weights, tokens, dtype) for dtype in (jnp.float32, jnp.bfloat16))
@@ -156,8 +156,8 @@ def test_bfloat16_losses_are_near_those_of_float32():
         ({"num_heads": 3}, "3 heads do not divide a width of 64"),
         ({"num_layers": 0}, "'num_layers' must be at least 1"),
         ({"context_length": 1}, "'context_length' must be at least 2"),
-        ({"architecture": "gpt9"}, "must be one of gpt2, modern"),
-        ({"architecture": "modern", "num_heads": 64}, "even width"),
+        ({"architecture": "gpt9"}, "must be one of gpt2, llama, qwen3"),
+        ({"architecture": "llama", "num_heads": 64}, "even width"),
     ],
 )
 def test_invalid_configs_are_rejected(settings, message):

@@ -69,7 +69,7 @@ def load(folder: "Path | str", *, online: bool = False) -> "AgentSession | Langu
     """The trained agent or language model in a folder, ready to use.
 
     Args:
-        folder: An agent run, saved deployment, language-model run or GPT-2 folder of Hugging Face.
+        folder: An agent run, saved deployment, language-model run or folder of Hugging Face.
         online: Whether the weights of an agent keep learning.
 
     Returns:

@@ -1,6 +1,6 @@
 """Writes `harness/golden.json`: the scores of lm_eval's `hf` model (transformers, torch) in the tasks of `harness/`.
 
-`make golden` runs this script after `make_gpt2.py`. `tests/test_harness.py` compares with its file.
+`make golden` runs this script after `make_models.py`. `tests/test_harness.py` compares with its file.
 """
 
 import json

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ontogeny.lm.training import TrainProgress
     from ontogeny.stats import RatioEstimate
 
-Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a GPT-2 folder of Hugging Face.")]
+Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a folder of Hugging Face.")]
 
 
 @shared.options_from(TrainConfig)
@@ -118,7 +118,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Finished language-model run with --architecture gpt2.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
 ) -> None:
-    """Write a language model as a GPT-2 folder that the transformers library of Hugging Face loads.
+    """Write a language model as a folder that the transformers library of Hugging Face loads.
 
     Example: ontogeny lm export runs/mine --out folder-for-transformers
     """

@@ -1,9 +1,11 @@
 """The transformer block: attention, then a feed-forward network, each after a norm and added to its input.
 
 Vaswani et al. 2017 (arXiv 1706.03762), with the norm in front as in GPT-2. Every transformer of the package is made of
-this block: `content.transformer` stacks it into a language model, `content.causal_transformer` is one of it.
+this block: `content.transformer` stacks it into a language model, `content.causal_transformer` is one of it. Several
+heads of queries may share one head of keys and values (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245).
 
-Letters: B sequences, T tokens, S tokens to attend to, W width, H heads, D = W / H, M width of the feed-forward network.
+Letters: B sequences, T tokens, S tokens to attend to, W width, H heads of queries, G heads of keys and values, D size
+of a head, P = D / 2 pairs of numbers that are rotated together, M width of the feed-forward network.
 """
 
 import math
@@ -11,10 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Int32
 
 NORMS = ("layer", "rms")
+ROPE_SCALINGS = ("linear", "llama3")
 ACTIVATIONS = ("gelu", "exact_gelu", "relu", "squared_relu", "swiglu")
 MASKED_SCORE = -1e30  # finite, so that a token that may attend to nothing does not become NaN
 
@@ -37,11 +41,32 @@ class BlockWeights(NamedTuple):
     """The weights of one block."""
 
     norm_1: Norm
-    attn_qkv: Linear  # [W, 3*W]: queries, keys and values side by side
-    out_proj: Linear  # [W, W]
+    attn_qkv: Linear  # [W, (H + 2*G) * D]: queries, keys and values side by side
+    out_proj: Linear  # [H*D, W]
     norm_2: Norm
     up: Linear  # [W, M]; for SwiGLU [W, 2*M]: gate and value side by side
     down: Linear  # [M, W]
+    query_norm: Norm | None = None  # of each head of queries, before it is rotated
+    key_norm: Norm | None = None
+
+
+class RopeScaling(NamedTuple):
+    """How rotary positions are slowed down, so that a model reads longer texts than those of its first training.
+
+    Attributes:
+        kind: One of `ROPE_SCALINGS`. `linear` divides every speed by `factor` (Chen et al. 2023, arXiv 2306.15595);
+            `llama3` divides those of long wavelengths only, and those in between in part (Llama 3.1, 2024).
+        factor: By how much the slowest pairs are slowed down.
+        low_frequency_factor: Wavelengths above `original_context_length` divided by this are slowed down entirely.
+        high_frequency_factor: Wavelengths below `original_context_length` divided by this stay as they are.
+        original_context_length: Context length of the first training.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context_length: int = 8192
 
 
 class BlockConfig(NamedTuple):
@@ -52,11 +77,13 @@ class BlockConfig(NamedTuple):
     norm_epsilon: float
     activation: str  # one of ACTIVATIONS
     rope_base: float | None = None  # of rotary positions; None where positions are not rotary
+    rope_scaling: RopeScaling | None = None
+    num_kv_heads: int | None = None  # heads of keys and values; None for as many as of queries
 
 
 def project_qkv(
     config: BlockConfig, block: BlockWeights, stream: Float[Array, "B T W"], positions: Int32[Array, "_ T"]
-) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T D"], Float[Array, "B H T D"]]:
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B G T D"], Float[Array, "B G T D"]]:
     """Computes queries, keys and values of the first half of a block.
 
     Args:
@@ -67,21 +94,26 @@ def project_qkv(
     Returns:
         Queries, keys and values by head; queries and keys are rotated where positions are rotary.
     """
-    B, T, W = stream.shape
+    B, T, _ = stream.shape
     joined = apply_linear(block.attn_qkv, normalize(config, block.norm_1, stream))
+    H = config.num_heads
+    G = config.num_kv_heads or H
+    D = joined.shape[-1] // (H + 2 * G)
     queries, keys, values = (
-        part.reshape(B, T, config.num_heads, W // config.num_heads).swapaxes(1, 2)
-        for part in jnp.split(joined, 3, axis=-1)
+        part.reshape(B, T, -1, D).swapaxes(1, 2) for part in jnp.split(joined, (H * D, (H + G) * D), axis=-1)
     )
+    if block.query_norm is not None and block.key_norm is not None:
+        queries, keys = normalize(config, block.query_norm, queries), normalize(config, block.key_norm, keys)
     if config.rope_base is not None:
-        queries, keys = (rotate(config.rope_base, part, positions) for part in (queries, keys))
+        speeds = rotation_speeds(config.rope_base, D, config.rope_scaling)
+        queries, keys = (rotate(speeds, part, positions) for part in (queries, keys))
     return queries, keys, values
 
 
 def attend(
     queries: Float[Array, "B H T D"],
-    keys: Float[Array, "B H S D"],
-    values: Float[Array, "B H S D"],
+    keys: Float[Array, "B G S D"],
+    values: Float[Array, "B G S D"],
     mask: Bool[Array, "_ T S"] | None,
     score_bias: Float[Array, "*#B H T S"] | None = None,
 ) -> Float[Array, "B T H*D"]:
@@ -89,7 +121,7 @@ def attend(
 
     Args:
         queries: Queries of the tokens that attend.
-        keys: Keys of the tokens that are attended to.
+        keys: Keys of the tokens that are attended to; head g serves the heads g H / G to (g + 1) H / G - 1 of queries.
         values: Values of the same tokens.
         mask: True where a token may attend to another; None where it may attend to all, or where `score_bias` is
             `MASKED_SCORE` for those that it may not attend to, which is faster to differentiate.
@@ -99,17 +131,22 @@ def attend(
         The values that each token attends to, averaged by head and joined.
     """
     B, H, T, D = queries.shape
-    scores = jnp.einsum("bhtd,bhsd->bhts", queries, keys, preferred_element_type=jnp.float32) * (1 / math.sqrt(D))
+    G, S = keys.shape[1:3]
+    # The queries of a group are further rows of one product, so that keys and values are not copied.
+    grouped = queries.reshape(B, G, H // G * T, D)
+    scores = jnp.einsum("bgtd,bgsd->bgts", grouped, keys, preferred_element_type=jnp.float32) * (1 / math.sqrt(D))
+    scores = scores.reshape(B, H, T, S)
     if score_bias is not None:
         scores = scores + score_bias
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
-    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", shares, values).swapaxes(1, 2).reshape(B, T, H * D)
+    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(B, G, H // G * T, S)
+    attended = jnp.einsum("bgts,bgsd->bgtd", shares, values).reshape(B, H, T, D)
+    return attended.swapaxes(1, 2).reshape(B, T, H * D)
 
 
 def finish_block(
-    config: BlockConfig, block: BlockWeights, stream: Float[Array, "B T W"], attended: Float[Array, "B T W"]
+    config: BlockConfig, block: BlockWeights, stream: Float[Array, "B T W"], attended: Float[Array, "B T _"]
 ) -> Float[Array, "B T W"]:
     """Adds attention and the feed-forward network to the residual stream.
 
@@ -156,10 +193,30 @@ def normalize(config: BlockConfig, norm: Norm, stream: Float[Array, "*batch W"])
     return (wide if norm.bias is None else wide + norm.bias).astype(stream.dtype)
 
 
-def rotate(base: float, vectors: Float[Array, "B H T D"], positions: Int[Array, "_ T"]) -> Float[Array, "B H T D"]:
-    """Applies rotary positions: rotates each pair (x_i, x_{i + D/2}) by its position times base^(-2 i / D)."""
-    half = vectors.shape[-1] // 2
-    speeds = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def rotation_speeds(base: float, head_size: int, scaling: RopeScaling | None = None) -> Float[np.ndarray, "P"]:
+    """Computes by how many radians each pair of a head turns per position: base^(-2 i / D), scaled.
+
+    Args:
+        base: Base of the geometric series of speeds.
+        head_size: D, even.
+        scaling: For models that were trained further on longer texts; None for speeds as they are.
+    """
+    half = head_size // 2
+    speeds = np.float32(base) ** (-np.arange(half, dtype=np.float32) / np.float32(half))
+    if scaling is None:
+        return speeds
+    if scaling.kind == "linear":
+        return speeds / np.float32(scaling.factor)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = speeds * np.float32(scaling.original_context_length / (2 * math.pi))  # over the original context
+    unscaled_share = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+    return speeds * (unscaled_share + (1 - unscaled_share) / np.float32(scaling.factor))
+
+
+def rotate(
+    speeds: Float[np.ndarray, "P"], vectors: Float[Array, "B H T D"], positions: Int[Array, "_ T"]
+) -> Float[Array, "B H T D"]:
+    """Applies rotary positions: rotates each pair (x_i, x_{i + D/2}) by its position times its speed."""
     angles = positions[:, None, :, None].astype(jnp.float32) * speeds
     cosine, sine = jnp.cos(angles).astype(vectors.dtype), jnp.sin(angles).astype(vectors.dtype)
     left, right = jnp.split(vectors, 2, axis=-1)

@@ -379,11 +379,11 @@ class Engine:
         if sequence.num_generated >= request.max_tokens:
             return self._complete(batch, sequence, "length", is_cached=True)
         assert sequence.next_logits is not None
-        logits = sequence.next_logits
+        logits = sequence.next_logits[: request.num_candidate_tokens]
         if request.logit_adjustments is not None:
             generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
             try:
-                logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_token)
+                logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_tokens)
             except ConstraintFailure:
                 return self._complete(batch, sequence, "length", is_cached=True)
         token = sample_token(logits, request.sampling_params, sequence.num_generated)
@@ -391,7 +391,7 @@ class Engine:
         if request.num_logprobs is not None:
             logprobs = compute_logprobs(sequence.next_logits, token, request.num_logprobs)
         sequence.num_generated += 1
-        is_end = token == request.end_token
+        is_end = token in request.end_tokens
         # Clients that score a prompt rely on one token after it, so they receive the end token too.
         is_stopped = None if is_end and not request.score_prompt else _send(sequence, TokenOutput(token, logprobs))
         if not is_end:

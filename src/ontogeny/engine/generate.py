@@ -31,6 +31,7 @@ from ontogeny.engine.sampling import (
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.tokenizer import begin_prompt
 
 PREFILL_CHUNK = 32  # K, tokens of a prompt per prefill call
 TOKENS_PER_CALL = 16  # N, decode steps between two updates of the text
@@ -79,21 +80,23 @@ def prefill(
     return transformer.extend_cache(config, weights, cache, tokens, num_tokens)[0]
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="end_token", donate_argnums=2)
+@partial(jax.jit, static_argnums=0, static_argnames=("end_tokens", "num_candidate_tokens"), donate_argnums=2)
 def decode(
     config: TransformerConfig,
     weights: TransformerWeights,
     state: DecodeState,
     uniforms: Float[Array, "R N"],
     *,
-    end_token: int,
+    end_tokens: tuple[int, ...],
+    num_candidate_tokens: int | None = None,
     lm_head: Float[Array, "W V"] | None = None,
 ) -> tuple[DecodeState, DecodeOutput]:
     """Generate up to N tokens per sequence in one compiled loop, which ends early where no sequence can continue.
 
     Args:
         uniforms: The uniform numbers that select the next N tokens of each sequence (`sampling.draw_uniform`).
-        end_token: A sequence is finished where it generates this token; -1 for no such token.
+        end_tokens: A sequence is finished where it generates one of these.
+        num_candidate_tokens: Only tokens below this number are generated; None for all of the model.
         lm_head: `transformer.transposed_lm_head(weights)`, which saves time where the function is called repeatedly.
 
     Returns:
@@ -119,10 +122,10 @@ def decode(
             config, weights, state.cache, state.next_token[:, None], active.astype(jnp.int32), lm_head=lm_head
         )
         uniform = jnp.take_along_axis(uniforms, output.counts[:, None], axis=1, mode="clip")[:, 0]
-        token = sample_tokens(uniform, logits, state.sampling_params)
+        token = sample_tokens(uniform, logits[:, :num_candidate_tokens], state.sampling_params)
         index = jnp.where(active, output.counts, N)  # nothing is written beyond the end
         tokens = output.tokens.at[jnp.arange(R), index].set(token, mode="drop")
-        remaining = jnp.where(token == end_token, 0, state.num_remaining - 1)
+        remaining = jnp.where(jnp.isin(token, jnp.array(end_tokens, jnp.int32)), 0, state.num_remaining - 1)
         state = state._replace(
             cache=cache,
             next_token=jnp.where(active, token, state.next_token),
@@ -196,7 +199,7 @@ def generate_from_tokens(
         on_text: Receives the number of a completion and each part of its text as soon as it is final.
     """
     seeds = [sampling_params.seed] * len(prompts) if seeds is None else seeds
-    end_token = -1 if model.tokenizer.end is None else model.tokenizer.end
+    end_tokens, size = tuple(sorted(model.tokenizer.end_tokens)), model.tokenizer.size
     lm_head = jax.jit(transformer.transposed_lm_head)(model.weights)
     streams = [TextStream(model.tokenizer, stop) for _ in prompts]
     generated: list[list[int]] = [[] for _ in prompts]
@@ -211,7 +214,15 @@ def generate_from_tokens(
     while np.any(np.asarray(state.num_remaining) > 0):
         state = shift_full_caches(model, state, [[*p, *new] for p, new in zip(prompts, generated, strict=True)])
         uniforms = _draw_uniforms(seeds, [len(tokens) for tokens in generated], sampling_params.temperature)
-        state, output = decode(model.config, model.weights, state, uniforms, end_token=end_token, lm_head=lm_head)
+        state, output = decode(
+            model.config,
+            model.weights,
+            state,
+            uniforms,
+            end_tokens=end_tokens,
+            num_candidate_tokens=size,
+            lm_head=lm_head,
+        )
         counts, tokens = np.asarray(output.counts), np.asarray(output.tokens)
         num_remaining = np.array(state.num_remaining)
         for index, stream in enumerate(streams):
@@ -224,22 +235,20 @@ def generate_from_tokens(
     for index, stream in enumerate(streams):
         append_text(index, stream.finish())
     return [
-        Completion(text, tuple(tokens), "stop" if stream.stopped else "end" if tokens[-1] == end_token else "length")
+        Completion(text, tuple(tokens), "stop" if stream.stopped else "end" if tokens[-1] in end_tokens else "length")
         for text, tokens, stream in zip(texts, generated, streams, strict=True)
     ]
 
 
 def encode_prompt(model: LanguageModel, prompt: str) -> list[int]:
-    """Tokenize a prompt; an empty one becomes the end token, which begins a document.
+    """Tokenize a prompt; an empty one becomes the token that begins a document.
 
     Raises:
         BadInput: The prompt cannot be tokenized or leaves no space in the context.
     """
-    tokens = model.tokenizer.encode(prompt).tolist()
+    tokens = begin_prompt(model.tokenizer, model.tokenizer.encode(prompt).tolist())
     if not tokens:
-        if model.tokenizer.end is None:
-            raise BadInput("the prompt is empty, and this tokenizer has no token that begins a document")
-        tokens = [model.tokenizer.end]
+        raise BadInput("the prompt is empty, and this tokenizer has no token that begins a document")
     context_length = model.config.context_length
     if len(tokens) >= context_length:
         raise BadInput(

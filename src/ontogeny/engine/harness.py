@@ -45,24 +45,24 @@ class HarnessModel(LM):
         """Load a model.
 
         Args:
-            model: A loaded model, or the folder of a run or of a GPT-2.
+            model: A loaded model, or the folder of a run or of Hugging Face.
             batch_size: Sequences that are scored or continued together, at least 1.
 
         Raises:
-            BadInput: The model's tokenizer has no end token.
+            BadInput: The model's tokenizer has no token that begins a document.
         """
         super().__init__()
         self.model = model if isinstance(model, LanguageModel) else models.load(model)
-        if self.model.tokenizer.end is None:
-            raise BadInput("the harness needs a tokenizer with an end token, after which a document is scored")
-        self.end_token, self.batch_size = self.model.tokenizer.end, batch_size
+        if self.model.tokenizer.start is None:
+            raise BadInput("the harness needs a tokenizer with a token that begins a document")
+        self.start_token, self.batch_size = self.model.tokenizer.start, batch_size
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The log-probability of each continuation after its context, and whether greedy decoding would yield it."""
         return self._score([self._tokenize_pair(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of whole texts, each from the end token on, in windows of at most the context."""
+        """The log-probability of whole texts, each as a document of its own, in windows of at most the context."""
         windows = [list(self._windows(self._tokenize(request.args[0]))) for request in requests]
         scores = iter(self._score([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
@@ -94,17 +94,17 @@ class HarnessModel(LM):
     def _tokenize_pair(self, context: str, continuation: str) -> ContextAndContinuation:
         """Tokenize both as one text; spaces at the end of the context belong to the continuation."""
         if not context:
-            return [self.end_token], self._tokenize(continuation)
+            return [self.start_token], self._tokenize(continuation)
         stripped = context.rstrip()
         prefix = self._tokenize(stripped) if stripped else []
-        return (prefix or [self.end_token]), self._tokenize(context + continuation)[len(prefix) :]
+        return (prefix or [self.start_token]), self._tokenize(context + continuation)[len(prefix) :]
 
     def _windows(self, tokens: list[int]) -> Iterator[ContextAndContinuation]:
         """Windows that score each token once; the last one has as much context as a whole window allows."""
         C = self.model.config.context_length
         for start in range(0, len(tokens), C):
             stop = min(start + C, len(tokens))
-            yield [self.end_token, *tokens][max(stop - C, 0) : start + 1], tokens[start:stop]
+            yield [self.start_token, *tokens][max(stop - C, 0) : start + 1], tokens[start:stop]
 
     def _score(self, pairs: Sequence[ContextAndContinuation]) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether greedy decoding would yield it."""
@@ -112,7 +112,7 @@ class HarnessModel(LM):
         scores: list[tuple[float, bool]] = []
         for first in range(0, len(pairs), self.batch_size):
             batch = pairs[first : first + self.batch_size]
-            tokens = np.full((self.batch_size, C + 1), self.end_token, np.int32)
+            tokens = np.full((self.batch_size, C + 1), self.start_token, np.int32)
             for window, (context, continuation) in zip(tokens, batch, strict=False):
                 if not 0 < len(continuation) <= C:
                     raise BadInput(f"a continuation has {len(continuation)} tokens, the model scores 1 to {C} at once")
@@ -138,7 +138,7 @@ class HarnessModel(LM):
         if settings.get("do_sample", False) or settings.get("temperature", 0) > 0:
             temperature, top_p = float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0))
             params = SamplingParams(temperature, top_p, top_k=int(settings.get("top_k", 0)))
-        prompts = [self._tokenize(context)[-space:] or [self.end_token] for context in contexts]
+        prompts = [self._tokenize(context)[-space:] or [self.start_token] for context in contexts]
         completions = generate_from_tokens(
             self.model, prompts, max_tokens, params, seeds=seeds, stop=[stop] if isinstance(stop, str) else list(stop)
         )

@@ -38,7 +38,9 @@ class GenerationRequest(NamedTuple):
         prompt: Tokens, at least one.
         max_tokens: The most tokens that are generated, at least 0.
         sampling_params: How they are drawn.
-        end_token: The token that ends an answer; None for no such token.
+        end_tokens: The tokens that end an answer.
+        num_candidate_tokens: Only the tokens below this number are generated; None for all of the model. The model may
+            have more logits than its tokenizer has tokens.
         num_logprobs: How many of the most probable tokens to list at each position; None for no log-probabilities.
         score_prompt: Whether to compute the log-probabilities of the prompt's tokens too.
         deadline: The value of `time.monotonic()` at which the answer is cut off.
@@ -54,7 +56,8 @@ class GenerationRequest(NamedTuple):
     prompt: tuple[int, ...]
     max_tokens: int
     sampling_params: SamplingParams
-    end_token: int | None
+    end_tokens: frozenset[int] = frozenset()
+    num_candidate_tokens: int | None = None
     num_logprobs: int | None = None
     score_prompt: bool = False
     deadline: float = float("inf")

@@ -13,7 +13,7 @@ Letters: R sequences, V vocabulary.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -65,7 +65,7 @@ class LogitAdjustments(NamedTuple):
         frequency_penalty: Subtracted from the logit of each token as often as the answer contains it.
         biased_tokens: Tokens whose logits are biased, each once.
         biases: One per biased token, added to its logit; -100 excludes the token.
-        min_tokens: The end token is excluded before the answer has this many tokens.
+        min_tokens: The end tokens are excluded before the answer has this many tokens.
         constraint: Which tokens may come next, whatever the other adjustments are; it belongs to one answer.
     """
 
@@ -179,19 +179,19 @@ def make_adjustments(
 
 
 def adjust_logits(
-    logits: Float[np.ndarray, "V"], adjustments: LogitAdjustments, generated: Sequence[int], end_token: int | None
+    logits: Float[np.ndarray, "V"], adjustments: LogitAdjustments, generated: Sequence[int], end_tokens: Collection[int]
 ) -> Float[np.ndarray, "V"]:
     """Adjust the logits of the next token of one answer, before temperature, top-k and top-p.
 
     In this order: both penalties are subtracted, counting the tokens of the answer and not those of the prompt; biases
-    are added; tokens with the bias -100, and the end token before `min_tokens`, are excluded; then those that violate
+    are added; tokens with the bias -100, and the end tokens before `min_tokens`, are excluded; then those that violate
     the constraint. The result depends on nothing but the arguments, so that answers stay independent of their batch.
 
     Args:
         logits: Float32 logits of the model; not changed, because other answers may share them.
         adjustments: What to change.
         generated: The tokens of the answer so far.
-        end_token: The token that ends the answer, if there is one.
+        end_tokens: The tokens that end the answer.
 
     Returns:
         New float32 logits.
@@ -206,8 +206,8 @@ def adjust_logits(
         adjusted[tokens] -= penalties.astype(np.float32)
     biased, biases = adjustments.biased_tokens, adjustments.biases
     adjusted[biased] = np.where(biases > FORBIDDING_BIAS, adjusted[biased] + biases, np.float32(FORBIDDEN_LOGIT))
-    if end_token is not None and len(generated) < adjustments.min_tokens:
-        adjusted[end_token] = FORBIDDEN_LOGIT
+    if len(generated) < adjustments.min_tokens:
+        adjusted[list(end_tokens)] = FORBIDDEN_LOGIT
     if adjustments.constraint is not None:
         allowed = adjustments.constraint.find_allowed_tokens(generated)
         adjusted[: len(allowed)][~allowed] = VIOLATING_LOGIT

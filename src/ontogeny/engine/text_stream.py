@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Sequence
 
-from ontogeny.lm.tokenizer import END, Tokenizer
+from ontogeny.lm.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -78,13 +78,19 @@ class TokenOffsets:
         data = self._tokenizer.bytes_of(token)
         if not data:
             offset = self._num_complete
-            self._num_complete += len(END) * (token == self._tokenizer.end and self._text.startswith(END, offset))
+            self._num_complete += self._length_of_end(token, offset)
             return offset
         self._num_complete += len(self._decoder.decode(data[:1]))
         # The first byte is the last one of an incomplete character, or else it has completed the last character.
         offset = self._num_complete - (not self._decoder.getstate()[0])
         self._num_complete += len(self._decoder.decode(data[1:]))
         return offset
+
+    def _length_of_end(self, token: int, offset: int) -> int:
+        """The characters that a token without bytes has in the text: those of its name, if it stands there."""
+        name = self._tokenizer.end_name
+        is_named = name is not None and token == self._tokenizer.end and self._text.startswith(name, offset)
+        return len(name) if name is not None and is_named else 0
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -5,7 +5,7 @@ The module imports no JAX, so that the command line can read the settings before
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ontogeny.validation import FrozenModel, Seed
 
@@ -17,13 +17,15 @@ class TrainConfig(FrozenModel):
 
     Attributes:
         size: Size of the model: pico, nano, micro, small, medium or large.
-        architecture: Architecture: gpt2, or modern (rotary positions, RMSNorm, SwiGLU, no biases).
+        architecture: Architecture: gpt2, llama (rotary positions, RMSNorm, SwiGLU, no biases), or qwen3 (llama with
+            norms of queries and keys).
         tokenizer: Kind of tokenizer: bytes, characters or bpe.
         vocab_size: Size of the vocabulary of byte-pair encoding (bpe).
         held_out_fraction: Share of the text that is not trained on.
         split: Held-out part: the tail of each file (tail), or whole files (document).
         num_layers: Number of layers (default: that of the size).
         num_heads: Number of attention heads (default: that of the size).
+        num_kv_heads: Number of heads of keys and values, not with gpt2 (default: that of the attention heads).
         width: Width of the embeddings (default: that of the size).
         context_length: Number of tokens that the model can attend to (default: that of the size).
         batch_size: Sequences per batch (default: that of the size).
@@ -40,13 +42,14 @@ class TrainConfig(FrozenModel):
     """
 
     size: str = "nano"
-    architecture: Literal["gpt2", "modern"] = "gpt2"
+    architecture: Literal["gpt2", "llama", "qwen3"] = "gpt2"
     tokenizer: Literal["bytes", "characters", "bpe"] = "bpe"
     vocab_size: int = 1024
     held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     split: Literal["tail", "document"] = "tail"
     num_layers: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     num_heads: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     width: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     context_length: int | None = Field(default=None, ge=2, le=MAX_COUNT)
     batch_size: int | None = Field(default=None, ge=1, le=MAX_COUNT)
@@ -60,3 +63,9 @@ class TrainConfig(FrozenModel):
     decay_schedule: Literal["cosine", "linear"] = "cosine"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Seed = 0
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _rename_architecture(cls, architecture: object) -> object:
+        """Accept the former name of Llama's architecture, which older runs have."""
+        return "llama" if architecture == "modern" else architecture

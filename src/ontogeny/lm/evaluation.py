@@ -235,15 +235,16 @@ def _evaluate_tokens(
     on_progress: OnTokensProgress | None,
 ) -> TextEvaluation:
     """Score tokens and estimate all quantities with their intervals."""
-    context_length, end = model.config.context_length, model.tokenizer.end
+    context_length, tokenizer = model.config.context_length, model.tokenizer
     stride = choose_stride(context_length, stride)
     if len(tokens) < context_length:
         raise BadInput(f"the text has {len(tokens):,} tokens, fewer than the model's context of {context_length}")
-    if end is not None and (not len(tokens) or tokens[0] != end):
-        tokens = np.concatenate([[end], tokens])  # so that the first token is scored too
+    if tokenizer.start is not None and (not len(tokens) or tokens[0] != tokenizer.start):
+        tokens = np.concatenate([[tokenizer.start], tokens])  # so that the first token is scored too
     losses = token_losses(model, tokens, stride=stride, on_progress=on_progress)
     targets = np.asarray(tokens[1:])
-    is_text = targets != end if end is not None else np.ones(len(targets), bool)  # end tokens are no text
+    separators = [token for token in (tokenizer.start, tokenizer.end) if token is not None]
+    is_text = ~np.isin(targets, separators)  # the tokens between documents are no text
     losses, num_bytes = losses[is_text], token_bytes(model, targets[is_text])
     segment_size = max(context_length, -(-len(losses) // TARGET_SEGMENTS))
     nats_per_token, bits_per_byte, num_segments = summarize(losses, num_bytes, segment_size)

@@ -1,4 +1,4 @@
-"""A language model on disk: the folder of a finished run, or a GPT-2 folder of Hugging Face.
+"""A language model on disk: the folder of a finished run, or a folder of Hugging Face.
 
 The folder of a run holds `spec.json`, `tokenizer.json`, the tokens of its corpus, and from the end of the run on
 `weights.*`. Weights are safetensors and JSON, never pickle.
@@ -10,10 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import TransformerConfig, TransformerWeights, init_weights, validate_config
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights, config_from_settings, init_weights
 from ontogeny.errors import BadInput
 from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.chat_template import ChatTemplate, read_chat_template
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import RunDescription, read_spec
@@ -21,7 +22,7 @@ from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
 from ontogeny.runs.kinds import require_kind
 
 WEIGHTS = "weights"
-HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"  # the name in `run_kinds`, which imports this module
+HUGGING_FACE_FOLDER = "Hugging Face folder"  # the name in `run_kinds`, which imports this module
 
 
 class LanguageModel(NamedTuple):
@@ -29,19 +30,21 @@ class LanguageModel(NamedTuple):
 
     Attributes:
         run: The folder of its training; None for a model that was not trained by ontogeny.
+        chat_template: How the model wants a conversation to be written; None for a plain template.
     """
 
     config: TransformerConfig
     weights: TransformerWeights
     tokenizer: Tokenizer
     run: Path | None = None
+    chat_template: ChatTemplate | None = None
 
 
 def load(folder: Path | str) -> LanguageModel:
     """Load the language model in a folder.
 
     Args:
-        folder: A finished run of `ontogeny lm train`, or a GPT-2 folder of Hugging Face.
+        folder: A finished run of `ontogeny lm train`, or a folder of Hugging Face.
 
     Returns:
         Weights, config and tokenizer.
@@ -51,7 +54,7 @@ def load(folder: Path | str) -> LanguageModel:
     """
     folder = Path(folder)
     if require_kind(folder, LANGUAGE_MODEL_RUN, HUGGING_FACE_FOLDER).name == HUGGING_FACE_FOLDER:
-        return LanguageModel(*hugging_face.read_folder(folder))
+        return LanguageModel(*hugging_face.read_folder(folder), chat_template=read_chat_template(folder))
     config = read_config(folder)
     if not checkpoint.exists(folder, WEIGHTS):
         raise BadInput(f"the run in '{folder}' is not finished; rerun its command to resume it")
@@ -86,6 +89,6 @@ def read_description(folder: Path) -> RunDescription:
 def read_config(folder: Path) -> TransformerConfig:
     """Read the config of a run's model; a damaged one raises `BadInput`."""
     try:
-        return validate_config(TransformerConfig(**read_description(folder).details["model"]))
+        return config_from_settings(read_description(folder).details["model"])
     except TypeError:
         raise BadInput(f"'{folder / SPEC_FILE}' is damaged: it holds no config of a model") from None

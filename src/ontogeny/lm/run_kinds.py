@@ -1,4 +1,4 @@
-"""The kinds of folder that hold a language model: runs of `ontogeny lm train`, and GPT-2 folders of Hugging Face."""
+"""The kinds of folder that hold a language model: runs of `ontogeny lm train`, and folders of Hugging Face."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COMMANDS = ("ontogeny lm evaluate", "ontogeny lm generate", "ontogeny serve")
 HUGGING_FACE_CONFIG = "config.json"
-HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"
+HUGGING_FACE_FOLDER = "Hugging Face folder"
 
 
 def _is_hugging_face(folder: Path) -> bool:

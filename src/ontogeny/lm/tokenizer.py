@@ -1,6 +1,8 @@
-"""Tokenizers: bytes, characters, and byte-level BPE trained on the user's own text.
+"""Tokenizers: bytes, characters, byte-level BPE trained on the user's own text, and those of other models.
 
-Byte-level BPE is that of GPT-2 (Radford et al. 2019; Sennrich et al. 2016), by the library `tokenizers`. All three are
+Byte-level BPE is that of GPT-2 (Radford et al. 2019; Sennrich et al. 2016), by the library `tokenizers`. Folders of
+other models may also have BPE in the style of SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226): U+2581 stands
+for a space, and characters outside the vocabulary are written by tokens of single bytes. The first three are
 saved as one `tokenizer.json` in that library's format, which `transformers` reads too. Every tokenizer made here has
 one more token, `<|endoftext|>`, which stands between documents and before the first one. Bytes and characters never
 encode to it; BPE does where a text contains these letters, as GPT-2's own tokenizer does.
@@ -8,10 +10,12 @@ encode to it; BPE does where a text contains these letters, as GPT-2's own token
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Protocol, SupportsInt, runtime_checkable
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -26,7 +30,9 @@ KINDS = ("bytes", "characters", "bpe")
 NUM_BYTES = 256
 MAX_VOCAB_SIZE = 1 << 20
 PIECE_LENGTH = 1 << 20  # characters that are tokenized at a time
-WORD_START = re.compile(r"(?<=\S)\s(?=\S)")  # GPT-2's pre-tokenizer begins a word here whatever the context is
+WORD_START = re.compile(r"(?<=\S) (?=\S)")  # byte-level pre-tokenizers begin a word here whatever the context is
+SPACE = "▁"  # as tokenizers in the style of SentencePiece write it
+BYTE_WORD = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @runtime_checkable
@@ -36,12 +42,22 @@ class Tokenizer(Protocol):
     Attributes:
         kind: One of `KINDS`.
         size: Number of tokens (the vocabulary size).
-        end: The token between documents; None where there is none.
+        end: The token that ends a document; None where there is none.
+        start: The token that stands before a document, from which its first token is predicted: often `end`.
+        end_name: The word in the vocabulary that is the end token.
+        start_name: The word in the vocabulary that is the start token.
+        prefix: The tokens with which the model expects every prompt to begin.
+        end_tokens: The tokens that end an answer, `end` among them.
     """
 
     kind: str
     size: int
     end: int | None
+    start: int | None
+    end_name: str | None
+    start_name: str | None
+    prefix: tuple[int, ...]
+    end_tokens: frozenset[int]
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Tokenize a text; text that the tokenizer cannot express raises `BadInput`."""
@@ -62,6 +78,11 @@ class ByteTokenizer:
     kind = "bytes"
     size = NUM_BYTES + 1
     end: int | None = NUM_BYTES
+    start: int | None = NUM_BYTES
+    end_name: str | None = END
+    start_name: str | None = END
+    prefix: tuple[int, ...] = ()
+    end_tokens = frozenset([NUM_BYTES])
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Tokenize a text."""
@@ -88,6 +109,11 @@ class CharacterTokenizer:
         self.alphabet = alphabet
         self.size = len(alphabet) + 1
         self.end: int | None = len(alphabet)
+        self.start: int | None = self.end
+        self.end_name: str | None = END
+        self.start_name: str | None = END
+        self.prefix: tuple[int, ...] = ()
+        self.end_tokens = frozenset([len(alphabet)])
         self._codes = np.array([ord(character) for character in alphabet], np.uint32)
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
@@ -114,37 +140,68 @@ class CharacterTokenizer:
         return library.to_str()
 
 
+class SpecialTokens(NamedTuple):
+    """The tokens with a meaning of their own in a folder of another model.
+
+    Attributes:
+        start: The name of the token that stands before a document; None where there is none.
+        end: The name of the token that ends a document.
+        end_tokens: Numbers of further tokens that end an answer.
+    """
+
+    start: str | None = None
+    end: str | None = END
+    end_tokens: tuple[int, ...] = ()
+
+
 class BPETokenizer:
-    """Byte-level BPE, trained here or read from a Hugging Face folder."""
+    """Byte-pair encoding: trained here, or read from the folder of another model."""
 
     kind = "bpe"
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, special_tokens: SpecialTokens = SpecialTokens()) -> None:  # noqa: B008
+        """Wrap a tokenizer of the library.
+
+        Args:
+            library: As the library `tokenizers` reads or trains it.
+            special_tokens: Those of its model.
+
+        Raises:
+            BadInput: Its words cannot be converted to bytes.
+        """
         self._library = library
         vocabulary, added = library.get_vocab(), library.get_added_tokens_decoder()
         self.size = max(vocabulary.values()) + 1
-        self.end: int | None = library.token_to_id(END)
-        byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        self.end: int | None = _find_token(library, special_tokens.end)
+        start = _find_token(library, special_tokens.start)
+        self.start: int | None = self.end if start is None else start
+        self.end_name = None if self.end is None else special_tokens.end
+        self.start_name = self.end_name if start is None else special_tokens.start
+        self.prefix = _find_prefix(library)
+        ends = {*special_tokens.end_tokens} | (set() if self.end is None else {self.end})
+        self.end_tokens = frozenset(token for token in ends if token < self.size)
+        self._is_byte_level = _is_byte_level(library)
+        to_bytes = _byte_level_bytes if self._is_byte_level else _sentencepiece_bytes
         self._bytes = [b""] * self.size
         for word, token in vocabulary.items():
             if token in added:
                 self._bytes[token] = b"" if added[token].special else word.encode()
-            elif all(symbol in byte_of for symbol in word):
-                self._bytes[token] = bytes(byte_of[symbol] for symbol in word)
             else:
-                raise BadInput("its vocabulary is not byte-level, as GPT-2's is")
+                self._bytes[token] = to_bytes(word)
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Tokenize a text; a text with half a surrogate pair raises `BadInput`."""
+        # Only byte-level tokenizers treat a piece of a text as they treat it within the text.
+        pieces = split_text([text]) if self._is_byte_level else [text]
         try:
-            pieces = [self._library.encode(piece, add_special_tokens=False).ids for piece in split_text([text])]
+            tokens = [self._library.encode(piece, add_special_tokens=False).ids for piece in pieces]
         except UnicodeEncodeError:
             raise BadInput("the text contains half a surrogate pair, which is not a character") from None
-        return np.concatenate([np.asarray(piece, np.int32) for piece in [[], *pieces]])
+        return np.concatenate([np.asarray(piece, np.int32) for piece in [[], *tokens]])
 
     def bytes_of(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token."""
-        return self._bytes[token]
+        """The UTF-8 bytes of a token; none for a number beyond the vocabulary, for which a model may have a logit."""
+        return self._bytes[token] if token < self.size else b""
 
     def as_json(self) -> str:
         """The tokenizer in the format of `tokenizer.json`."""
@@ -190,8 +247,28 @@ def decode(tokenizer: Tokenizer, tokens: Iterable[SupportsInt]) -> str:
     return b"".join(tokenizer.bytes_of(int(token)) for token in tokens).decode("utf-8", "replace")
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def begin_prompt(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """Put the tokens in front of a prompt with which its model expects a document to begin.
+
+    Args:
+        tokenizer: Of the model.
+        tokens: The prompt, which may begin with these tokens already.
+
+    Returns:
+        The prompt; of an empty one the token that begins a document, or nothing where there is none.
+    """
+    prefix = list(tokenizer.prefix)
+    if prefix and tokens[: len(prefix)] != prefix:
+        return prefix + tokens
+    return tokens or ([] if tokenizer.start is None else [tokenizer.start])
+
+
+def read_tokenizer(folder: Path, special_tokens: SpecialTokens = SpecialTokens()) -> Tokenizer:  # noqa: B008
     """Read the tokenizer of a folder: `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
+
+    Args:
+        folder: Place of the files.
+        special_tokens: Those of the model in the folder.
 
     Raises:
         BadInput: The files are absent or damaged.
@@ -199,12 +276,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / FILE
     if path.is_file():
         try:
-            return parse_tokenizer(path.read_text(encoding="utf-8"))
+            return parse_tokenizer(path.read_text(encoding="utf-8"), special_tokens, _read_added_tokens(folder))
         except (OSError, UnicodeDecodeError, BadInput) as error:
             raise BadInput(f"'{path}' is damaged: {error}") from None
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
-        raise BadInput(f"'{folder}' has no tokenizer: neither {FILE} nor vocab.json with merges.txt")
+        note = " (tokenizer.model of SentencePiece is not read)" if (folder / "tokenizer.model").exists() else ""
+        raise BadInput(f"'{folder}' has no tokenizer: neither {FILE} nor vocab.json with merges.txt{note}")
     try:
         library = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception:  # the library raises no class of its own
@@ -212,11 +290,22 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     _set_byte_level(library)
     if library.token_to_id(END) is not None:
         library.add_special_tokens([END])
-    return BPETokenizer(library)
+    _add_tokens(library, _read_added_tokens(folder))
+    return BPETokenizer(library, special_tokens)
 
 
-def parse_tokenizer(text: str) -> Tokenizer:
-    """Parse the content of a `tokenizer.json`; any byte-level tokenizer of the library is accepted."""
+def parse_tokenizer(
+    text: str,
+    special_tokens: SpecialTokens = SpecialTokens(),  # noqa: B008
+    added_tokens: Mapping[str, int] = MappingProxyType({}),
+) -> Tokenizer:
+    """Parse the content of a `tokenizer.json`; any BPE of the library is accepted.
+
+    Args:
+        text: The content.
+        special_tokens: Those of the model.
+        added_tokens: Words, by number, that a file beside it adds to the vocabulary.
+    """
     try:
         library = tokenizers.Tokenizer.from_str(text)
         model = json.loads(text)["model"]
@@ -229,11 +318,12 @@ def parse_tokenizer(text: str) -> Tokenizer:
             return ByteTokenizer()
         if json.loads(text).get("pre_tokenizer") is None:
             return CharacterTokenizer("".join(symbols))
-    return BPETokenizer(library)
+    _add_tokens(library, added_tokens)
+    return BPETokenizer(library, special_tokens)
 
 
 def split_text(texts: Iterable[str], length: int = PIECE_LENGTH) -> Iterator[str]:
-    """Split a text into pieces that GPT-2's pre-tokenizer treats like the whole text.
+    """Split a text into pieces that byte-level pre-tokenizers treat like the whole text.
 
     Args:
         texts: The text in parts of any length.
@@ -274,3 +364,65 @@ def _set_byte_level(library: tokenizers.Tokenizer) -> None:
     """Give a tokenizer of the library GPT-2's pre-tokenizer and decoder."""
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
+
+
+def _find_token(library: tokenizers.Tokenizer, name: str | None) -> int | None:
+    """The number of a token; None where the vocabulary does not have it."""
+    return None if name is None else library.token_to_id(name)
+
+
+def _find_prefix(library: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer itself puts before a text."""
+    plain = library.encode("a", add_special_tokens=False).ids
+    complete = library.encode("a", add_special_tokens=True).ids
+    starts = range(len(complete) - len(plain) + 1)
+    return next((tuple(complete[:i]) for i in starts if complete[i : i + len(plain)] == plain), ())
+
+
+def _is_byte_level(library: tokenizers.Tokenizer) -> bool:
+    """Whether a tokenizer of the library writes bytes as GPT-2's does."""
+    settings = json.loads(library.to_str())
+    return any('"ByteLevel"' in json.dumps(settings.get(part)) for part in ("decoder", "pre_tokenizer"))
+
+
+def _byte_level_bytes(word: str) -> bytes:
+    """The bytes of a word of a byte-level vocabulary."""
+    try:
+        return bytes(_byte_of_symbol()[symbol] for symbol in word)
+    except KeyError:
+        raise BadInput("its vocabulary is not byte-level, as its decoder says") from None
+
+
+def _sentencepiece_bytes(word: str) -> bytes:
+    """The bytes of a word of a vocabulary in the style of SentencePiece."""
+    byte = BYTE_WORD.fullmatch(word)
+    return bytes([int(byte[1], 16)]) if byte else word.replace(SPACE, " ").encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_of_symbol() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for."""
+    return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+def _read_added_tokens(folder: Path) -> dict[str, int]:
+    """The words that `added_tokens.json` adds to the vocabulary, in folders of old versions of `transformers`."""
+    path = folder / "added_tokens.json"
+    if not path.is_file():
+        return {}
+    try:
+        added = {str(word): int(token) for word, token in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        raise BadInput(f"'{path}' is damaged: it holds no added tokens") from None
+    return dict(sorted(added.items(), key=itemgetter(1)))
+
+
+def _add_tokens(library: tokenizers.Tokenizer, added_tokens: Mapping[str, int]) -> None:
+    """Add words to a tokenizer of the library, in the order of their numbers; known words stay as they are."""
+    for word, token in added_tokens.items():
+        if library.token_to_id(word) is None:
+            library.add_tokens([tokenizers.AddedToken(word, normalized=False)])
+        if library.token_to_id(word) != token:
+            raise BadInput(
+                f"added_tokens.json gives '{word}' the number {token}, the tokenizer {library.token_to_id(word)}"
+            )

@@ -127,6 +127,7 @@ def _model_config(config: TrainConfig, vocab_size: int) -> TransformerConfig:
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         width=config.width,
+        num_kv_heads=config.num_kv_heads,
     )
 
 

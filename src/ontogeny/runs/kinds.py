@@ -79,7 +79,7 @@ def load(folder: Path | str, *, online: bool = False) -> object:
     """Load the trained agent or language model in a folder.
 
     Args:
-        folder: A finished agent run, a saved deployment, a language-model run, or a GPT-2 folder of Hugging Face.
+        folder: A finished agent run, a saved deployment, a language-model run, or a folder of Hugging Face.
         online: Whether the weights of an agent keep learning in the session.
 
     Returns:

@@ -17,6 +17,7 @@ from ontogeny.errors import StorageUnavailable
 from ontogeny.runs.records import encode_line
 from ontogeny.server.api import candidates, context, errors, protocol, teaching
 from ontogeny.server.api.bodies import BodyRoute, compute
+from ontogeny.server.api.chat import tokenize_conversation
 from ontogeny.server.api.context import Caller, Cleanup
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
@@ -68,13 +69,12 @@ async def complete(request: Request, body: CompletionRequest, key: Caller, clean
 
 @router.post("/v1/chat/completions", responses={200: STREAM})
 async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanup: Cleanup) -> Any:
-    """Continues a conversation, which a plain template converts to one text."""
+    """Continues a conversation, which the model's own chat template, or else a plain one, converts to one text."""
     deployment = context.get_language_model(request, body.model)
     limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
     max_tokens = next(limit for limit in limits if limit is not None)
     size = sum(len(message.content or "") for message in body.messages)
-    prompt = await compute(protocol.chat_prompt, body.messages, size=size)
-    [tokens] = await tokenize_prompts(deployment.model.tokenizer, [prompt])
+    tokens = await compute(tokenize_conversation, deployment.model, body, size=size)
     if body.top_logprobs and not body.logprobs:
         raise errors.bad_request("top_logprobs requires logprobs: true", "top_logprobs")
     num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
@@ -84,7 +84,8 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanu
     batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
     prepared = await _prepare(request, cleanup, deployment, key, body, batch)
     prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
-    return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
+    stops = body.chat_stops if deployment.model.chat_template is None else ()
+    return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, stops)
 
 
 async def _prepare_completion(
@@ -175,7 +176,8 @@ async def _prepare(
             prompt,
             batch.max_tokens,
             sampling_params,
-            deployment.model.tokenizer.end,
+            deployment.model.tokenizer.end_tokens,
+            deployment.model.tokenizer.size,
             batch.num_alternatives,
             batch.echo,
             deadline=started_at + context.get_context(request).deployments.config.time_limit,

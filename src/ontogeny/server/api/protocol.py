@@ -180,7 +180,8 @@ class Message(BaseModel):
     refusal: Text | None = None  # of an assistant, instead of a content
     audio: Annotated[Any, DefaultOnly()] = None
     function_call: Annotated[Any, DefaultOnly()] = None
-    tool_calls: Annotated[Any, DefaultOnly([])] = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: Annotated[Text, Field(max_length=256)] | None = None
 
     @property
     def text(self) -> str:
@@ -201,10 +202,25 @@ class ChatRequest(CompletionFields):
     best_of: Annotated[Any, DefaultOnly(1)] = None
     echo: Annotated[Any, DefaultOnly(False)] = None
     prompt: Annotated[Any, DefaultOnly()] = None
+    tools: list[dict[str, Any]] | None = Field(
+        None, max_length=128, description="Functions that the model's chat template describes to it."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Further variables of the model's chat template, such as enable_thinking."
+    )
+
+    @property
+    def needs_template(self) -> str | None:
+        """The field that only a model with a chat template of its own can use, if the request has one."""
+        if self.tools:
+            return "tools"
+        if self.chat_template_kwargs:
+            return "chat_template_kwargs"
+        return "messages.tool_calls" if any(message.tool_calls for message in self.messages) else None
 
     @property
     def chat_stops(self) -> list[str]:
-        """The strings with which the next message of a user would begin in `chat_prompt`."""
+        """The strings with which the next message of a user would begin in the plain template."""
         is_named = any(message.name for message in self.messages if message.role == "user")
         return ["\n\nUser:", "\n\nUser ("] if is_named else ["\n\nUser:"]
 
@@ -291,18 +307,6 @@ class ObservationRequest(FeedbackRequest):
     final_observation: Any = Field(None, description="Where an episode began: the observation that ended the last one.")
 
 
-def chat_prompt(messages: list[Message]) -> str:
-    """Converts a conversation to one text by a plain template, for models without a template of their own."""
-    return "".join(f"{_speaker(message)}{message.text}\n\n" for message in messages) + "Assistant:"
-
-
 def user_text(messages: list[Message]) -> str:
     """Returns the text of the user in a conversation."""
     return "\n\n".join(message.text for message in messages if message.role == "user")
-
-
-def _speaker(message: Message) -> str:
-    """The beginning of a message in `chat_prompt`; the instructions of the system have none."""
-    if message.name:
-        return f"{message.role.capitalize()} ({message.name}): "
-    return "" if message.role in ("system", "developer") else f"{message.role.capitalize()}: "

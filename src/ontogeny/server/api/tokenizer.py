@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import END, Tokenizer, decode
+from ontogeny.lm.tokenizer import Tokenizer, begin_prompt, decode
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.bodies import BodyRoute, compute
 from ontogeny.server.api.context import Caller, LimitedCaller
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 async def tokenize_prompts(tokenizer: Tokenizer, prompts: Prompts) -> list[list[int]]:
-    """Returns the tokens of each prompt; of an empty prompt the end token, which stands before every document."""
+    """Returns the tokens of each prompt; of an empty prompt the token that begins a document."""
     return await compute(_map_prompts, _tokenize_prompt, tokenizer, prompts, size=sum(map(len, prompts)))
 
 
@@ -63,8 +63,9 @@ async def detokenize(request: Request, body: DetokenizeRequest, key: LimitedCall
 @router.get("/tokenizer_info")
 def describe_tokenizer(request: Request, key: Caller, model: str | None = None) -> dict[str, Any]:
     """Returns the special tokens of a tokenizer."""
-    end = _get_tokenizer_model(request, model).model.tokenizer.end
-    return {"eos_token": None if end is None else END, "bos_token": None}
+    tokenizer = _get_tokenizer_model(request, model).model.tokenizer
+    has_start = bool(tokenizer.prefix)  # otherwise the end token stands before a document too
+    return {"eos_token": tokenizer.end_name, "bos_token": tokenizer.start_name if has_start else None}
 
 
 def _get_tokenizer_model(request: Request, name: str | None) -> LanguageDeployment:
@@ -80,7 +81,7 @@ def _get_tokenizer_model(request: Request, name: str | None) -> LanguageDeployme
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the tokens of a text in which the name of the end token stands for that token."""
-    parts = [text] if tokenizer.end is None else text.split(END)
+    parts = [text] if tokenizer.end_name is None else text.split(tokenizer.end_name)
     first, *later = [encode_text(tokenizer, part) for part in parts]
     return first + [token for part in later for token in (tokenizer.end, *part) if token is not None]
 
@@ -95,11 +96,10 @@ def _map_prompts(
 def _tokenize_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
     """Returns the tokens of a prompt; see `tokenize_prompts`."""
     tokens = encode_text(tokenizer, prompt) if isinstance(prompt, str) else _check_tokens(tokenizer, prompt, "prompt")
-    if tokens:
-        return tokens
-    if tokenizer.end is None:
+    prompt_tokens = begin_prompt(tokenizer, tokens) if isinstance(prompt, str) or not tokens else tokens
+    if not prompt_tokens:
         raise errors.bad_request("the prompt is empty", "prompt")
-    return [tokenizer.end]
+    return prompt_tokens
 
 
 def _prompt_text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:

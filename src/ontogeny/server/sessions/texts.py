@@ -25,6 +25,7 @@ from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceAc
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.tokenizer import begin_prompt
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager
@@ -206,23 +207,22 @@ class TextSessions(SessionManager[TextSession]):
         self, key: str, id: str, continuation: Continuation
     ) -> tuple[TextSession, GenerationRequest] | SessionCompletion:
         """Reads a session and returns it with the request that continues it, or the result of an earlier call."""
-        session, end = self.get(key, id), self._model.tokenizer.end
+        session, tokenizer = self.get(key, id), self._model.tokenizer
         if (answer := self._find_answer(key, id, continuation.request)) is not None:
             return SessionCompletion(answer["tokens"], answer["finish_reason"], session, is_repeated=True)
         activations, num_cached = session.activations, session.activations.num_cached
         before = tuple(activations.tokens.tolist())
-        prompt = (*before, *continuation.prompt)
+        prompt = (*before, *continuation.prompt) if before else tuple(begin_prompt(tokenizer, [*continuation.prompt]))
         if not prompt:
-            if end is None:
-                raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
-            prompt = (end,)
+            raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
         is_current = num_cached and session.weights_digest == continuation.weights_digest
         return session, GenerationRequest(
             continuation.weights,
             prompt,
             continuation.max_tokens,
             continuation.sampling,
-            end,
+            tokenizer.end_tokens,
+            tokenizer.size,
             deadline=continuation.deadline,
             cache_scope=(key, continuation.weights_digest),
             cache_epoch=continuation.cache_epoch,
@@ -291,10 +291,10 @@ class TextSessions(SessionManager[TextSession]):
 
         return KVCache(fill(activations.keys), fill(activations.values), jnp.zeros(1, jnp.int32))
 
-    def _empty_layers(self, num_tokens: int) -> tuple[Float[np.ndarray, "H C D"], ...]:
+    def _empty_layers(self, num_tokens: int) -> tuple[Float[np.ndarray, "G C D"], ...]:
         """Keys or values of every layer for a number of tokens."""
         config = self._model.config
-        shape = config.num_heads, num_tokens, config.width // config.num_heads
+        shape = config.kv_heads, num_tokens, config.size_of_head
         return tuple(np.zeros(shape, np.float32) for _ in range(config.num_layers))
 
     def _encode(self, session: TextSession) -> bytes:

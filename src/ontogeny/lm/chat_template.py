@@ -1,0 +1,143 @@
+"""Chat templates: how a model wants a conversation to be written as one text.
+
+Folders of Hugging Face hold a Jinja2 template, in `chat_template.jinja` or in `tokenizer_config.json`. It is rendered
+as `transformers` renders it, in Jinja2's sandbox, since a template comes from strangers.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ontogeny.errors import BadInput
+from ontogeny.runs.files import read_json
+
+TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ChatTemplate:
+    """The template of one model.
+
+    Attributes:
+        source: Its text.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Compile a template.
+
+        Args:
+            source: The text of the template.
+            special_tokens: Texts that the template may name, such as `bos_token`.
+
+        Raises:
+            BadInput: It is no template.
+        """
+        self.source, self._special_tokens = source, dict(special_tokens)
+        try:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise BadInput(f"the chat template cannot be read: {error}") from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Write a conversation as one text.
+
+        Args:
+            messages: Each with `role` and `content`, in the form of the OpenAI API.
+            tools: Descriptions of functions that the model may ask for, in the form of the OpenAI API.
+            variables: Further variables of the template, such as `enable_thinking`.
+            add_generation_prompt: Whether the text ends with the beginning of the model's answer.
+
+        Raises:
+            BadInput: The template refuses the conversation, or fails.
+        """
+        try:
+            return self._template.render(
+                **self._special_tokens,
+                messages=[dict(message) for message in messages],
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **(variables or {}),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise BadInput(f"the model's chat template refuses this conversation: {error}") from None
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """Read the chat template of a folder; None where it has none.
+
+    Raises:
+        BadInput: A file is damaged.
+    """
+    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    source = settings.get("chat_template")
+    if (folder / TEMPLATE_FILE).is_file():
+        try:
+            source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"'{folder / TEMPLATE_FILE}' cannot be read: {error}") from None
+    elif isinstance(source, list):  # several templates, by name
+        templates = {part.get("name"): part.get("template") for part in source if isinstance(part, dict)}
+        source = templates.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise BadInput(f"'{folder / TOKENIZER_CONFIG}' is damaged: its chat template is no text")
+    return ChatTemplate(source, _special_tokens(settings))
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of special tokens in `tokenizer_config.json`, where each is a string or an object."""
+    tokens = {}
+    for name in TOKEN_NAMES:
+        token = settings.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+class GenerationTag(Extension):
+    """The block `{% generation %}`, which marks the model's answers and changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> Node | list[Node]:
+        """Replaces the block by its content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja2 with the filters and functions that templates of `transformers` use."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment
+
+
+def _to_json(content: Any, **settings: Any) -> str:
+    """JSON in which characters stand for themselves, unlike that of Jinja2."""
+    return json.dumps(content, **{"ensure_ascii": False, **settings})
+
+
+def _raise(message: str) -> Callable[[], None]:
+    """Lets a template refuse a conversation."""
+    raise jinja2.TemplateError(message)

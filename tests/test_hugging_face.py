@@ -1,0 +1,231 @@
+"""Folders of Hugging Face as people have them, and folders that are damaged, incomplete or of another kind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ontogeny import trees
+from ontogeny.engine import generate
+from ontogeny.engine.sampling import SamplingParams
+from ontogeny.errors import BadInput
+from ontogeny.lm import evaluation, hugging_face
+from ontogeny.lm import model as models
+from ontogeny.lm import tokenizer as tokenizers
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def copy_folder(family, target):
+    """A copy of a golden folder, which a test may change."""
+    return Path(shutil.copytree(GOLDEN / family, target / family))
+
+
+def change_json(path, **changes):
+    """Changes settings of a file; those that become None are removed."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def change_config(folder, **changes):
+    change_json(folder / "config.json", **changes)
+
+
+def change_arrays(folder, change):
+    """Writes the arrays that a function makes of those of a folder."""
+    arrays = load_file(folder / "model.safetensors")
+    save_file(change(arrays), folder / "model.safetensors")
+
+
+def remove_array(folder, name):
+    change_arrays(folder, lambda arrays: {key: array for key, array in arrays.items() if key != name})
+
+
+def add_array(folder, name, array):
+    change_arrays(folder, lambda arrays: arrays | {name: array})
+
+
+def truncate(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+
+
+def rope(**settings):
+    return {"rope_parameters": {"rope_theta": 100.0, **settings}}
+
+
+DAMAGED = [
+    ("gpt2", lambda f: truncate(f, "model.safetensors"), "damaged or cut off"),
+    ("gpt2", lambda f: truncate(f, "config.json"), "config.json' is damaged"),
+    ("gpt2", lambda f: truncate(f, "tokenizer.json"), "tokenizer.json' is damaged"),
+    ("gpt2", lambda f: (f / "model.safetensors").unlink(), "there is no"),
+    ("gpt2", lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+    ("gpt2", lambda f: change_config(f, model_type="gemma"), "of type 'gemma'; the types that can be read are gpt2,"),
+    ("gpt2", lambda f: change_config(f, n_embd=64), r"is \[32\], its config says \[64\]"),
+    ("gpt2", lambda f: change_config(f, n_layer=3), "lack the array 'h.2.ln_1.weight'"),
+    ("gpt2", lambda f: change_config(f, n_layer=1), "hold 'h.1.attn.c_attn.bias', .* and 9 more, which its config"),
+    ("gpt2", lambda f: change_config(f, n_layer=-1), "n_layer is -1"),
+    ("gpt2", lambda f: change_config(f, activation_function="silu"), 'activation_function = "silu"; only gelu_new'),
+    (
+        "gpt2",
+        lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True),
+        "scale_attn_by_inverse_layer_idx = true",
+    ),
+    ("gpt2", lambda f: change_config(f, n_head=5), "5 heads do not divide"),
+    ("gpt2", lambda f: remove_array(f, "transformer.wte.weight"), "lack the array 'wte.weight'"),
+    ("gpt2", lambda f: shutil.rmtree(f), "the folder does not exist"),
+    ("gpt2", lambda f: (f / "config.json").unlink(), "not a language-model run or a Hugging Face folder"),
+    ("gpt2", lambda f: change_config(f, quantization_config={"quant_method": "gptq"}), r"is quantized \(gptq\)"),
+    ("gpt2", lambda f: change_config(f, logit_scale=2.0), "'logit_scale' is a setting that is not known"),
+    ("gpt2", lambda f: add_array(f, "lm_head.weight", np.zeros((384, 32), np.float32)), "differs from 'wte.weight'"),
+    ("gpt2", lambda f: add_array(f, "h.0.attn.lora_A", np.zeros((4, 4), np.float32)), "hold 'h.0.attn.lora_A'"),
+    ("qwen3", lambda f: change_config(f, **rope(rope_type="yarn", factor=4.0)), "rotary positions 'yarn'; only"),
+    ("qwen3", lambda f: change_config(f, **rope(rope_type="linear")), "lacks factor of the rotary positions"),
+    ("qwen3", lambda f: change_config(f, **rope(rope_type="linear", factor=2.0, beta=1.0)), "setting 'beta' of rotary"),
+    ("qwen3", lambda f: change_config(f, hidden_act="gelu"), 'hidden_act = "gelu"; only silu'),
+    ("qwen3", lambda f: change_config(f, num_key_value_heads=3), "3 heads of keys do not divide 4 heads"),
+    ("qwen3", lambda f: change_config(f, hidden_size=None), "lacks hidden_size"),
+    ("qwen3", lambda f: change_config(f, attention_bias=True), "lack the array 'layers.0.self_attn.q_proj.bias'"),
+    ("qwen3", lambda f: change_config(f, layer_types=["full_attention", "linear"]), "layer of type 'linear'"),
+    ("smollm3", lambda f: change_config(f, no_rope_layers=[1]), "no_rope_layers is"),
+    ("mistral", lambda f: next(f.glob("*-00002-of-*")).unlink(), "is missing, although the index names it"),
+    ("mistral", lambda f: truncate(f, next(f.glob("*-00002-of-*")).name), "damaged or cut off"),
+    ("mistral", lambda f: (f / "model.safetensors.index.json").write_text("{}"), "it names no files"),
+    ("mistral", lambda f: save_file({}, f / "model.safetensors"), "holds two models: 'model.safetensors', and"),
+]
+
+
+@pytest.mark.parametrize(("family", "damage", "message"), DAMAGED)
+def test_a_damaged_or_unsupported_folder_is_rejected_in_one_sentence(tmp_path, family, damage, message):
+    folder = copy_folder(family, tmp_path)
+    damage(folder)
+    with pytest.raises(BadInput, match=message):
+        models.load(folder)
+
+
+def test_integer_weights_are_not_scored_as_numbers(tmp_path):
+    folder = copy_folder("qwen3", tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_arrays(folder, lambda arrays: arrays | {name: (100 * arrays[name]).astype(np.int8)})
+    with pytest.raises(BadInput, match=r"up_proj.weight' .* numbers of the type I8; quantized weights cannot be read"):
+        models.load(folder)
+
+
+def unchanged(folder):
+    """A folder as it was written."""
+
+
+def without_prefix(folder):
+    change_arrays(folder, lambda arrays: {name.removeprefix("model."): array for name, array in arrays.items()})
+
+
+def tied_under_the_other_name(folder):
+    change_arrays(
+        folder,
+        lambda arrays: {name.replace("model.embed_tokens", "lm_head"): array for name, array in arrays.items()},
+    )
+
+
+def with_buffers(folder):
+    add_array(folder, "model.layers.0.self_attn.rotary_emb.inv_freq", np.zeros(8, np.float32))
+
+
+def with_the_old_spelling(folder):
+    change_config(
+        folder, rope_parameters=None, rope_theta=10000.0, rope_scaling=None, dtype=None, torch_dtype="float32"
+    )
+
+
+def with_harmless_settings(folder):
+    change_config(folder, _name_or_path="x", pretraining_tp=1, unknown_and_off=False, temperature=0.6)
+
+
+AS_PEOPLE_HAVE_THEM = [
+    unchanged,
+    without_prefix,
+    tied_under_the_other_name,
+    with_buffers,
+    with_the_old_spelling,
+    with_harmless_settings,
+]
+
+
+@pytest.mark.parametrize("change", AS_PEOPLE_HAVE_THEM)
+def test_folders_as_people_have_them_hold_the_same_model(tmp_path, change):
+    expected = models.load(GOLDEN / "qwen3")
+    folder = copy_folder("qwen3", tmp_path)
+    change(folder)
+    model = models.load(folder)
+    assert model.config == expected.config and trees.bitwise_equal(model.weights, expected.weights)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_every_type_are_read(tmp_path, dtype):
+    folder = copy_folder("qwen3", tmp_path)
+    change_arrays(folder, lambda arrays: {name: array.astype(dtype) for name, array in arrays.items()})
+    expected = load_file(GOLDEN / "qwen3" / "model.safetensors")["model.norm.weight"].astype(dtype)
+    assert np.array_equal(np.asarray(models.load(folder).weights.norm.scale), expected.astype(np.float32))
+
+
+def test_words_of_the_model_without_a_token_are_never_generated():
+    model = models.load(GOLDEN / "qwen2")
+    assert model.config.vocab_size == model.tokenizer.size + 8
+    head = np.array(model.weights.embedding)
+    head[model.tokenizer.size :] *= 50.0  # by far the most probable
+    model = model._replace(weights=model.weights._replace(embedding=head))
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(temperature=temperature)
+        completions = generate.generate(model, ["You may"], max_tokens=20, sampling_params=params, n=4)
+        assert all(max(completion.tokens) < model.tokenizer.size for completion in completions)
+    tokens = np.arange(40) % model.config.vocab_size
+    assert np.isfinite(evaluation.token_losses(model, tokens)).all()
+    assert tokenizers.decode(model.tokenizer, [model.tokenizer.size + 3]) == ""
+
+
+def test_the_tokens_that_end_an_answer_are_those_of_the_generation_config(tmp_path):
+    folder = copy_folder("qwen3", tmp_path)
+    end = models.load(folder).tokenizer.end
+    change_config(folder, eos_token_id=[end, 17])
+    assert models.load(folder).tokenizer.end_tokens == {end, 17}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [21, 22]}))
+    assert models.load(folder).tokenizer.end_tokens == {end, 21, 22}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "21"}))
+    with pytest.raises(BadInput, match="eos_token_id is '21'"):
+        models.load(folder)
+
+
+def test_words_of_added_tokens_are_part_of_the_vocabulary(tmp_path):
+    folder = copy_folder("qwen2", tmp_path)
+    size = models.load(folder).tokenizer.size
+    (folder / "added_tokens.json").write_text(json.dumps({"<tool>": size, "<call>": size + 1}))
+    tokenizer = models.load(folder).tokenizer
+    assert tokenizer.size == size + 2 and tokenizer.encode("a<call>b").tolist()[1] == size + 1
+    (folder / "added_tokens.json").write_text(json.dumps({"<tool>": size + 5}))
+    with pytest.raises(BadInput, match=f"gives '<tool>' the number {size + 5}, the tokenizer {size}"):
+        models.load(folder)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path):
+    folder = copy_folder("qwen3", tmp_path)
+    (folder / "added_tokens.json").write_text(json.dumps({"<tool>": 280}))
+    with pytest.raises(BadInput, match="has 281 tokens, the model has only 280"):
+        models.load(folder)
+
+
+def test_the_sentencepiece_style_writes_unknown_characters_as_bytes():
+    tokenizer = models.load(GOLDEN / "llama2").tokenizer
+    tokens = tokenizer.encode("中")
+    assert [tokenizer.bytes_of(token) for token in tokens.tolist()[-3:]] == [bytes([byte]) for byte in "中".encode()]
+    assert tokenizers.decode(tokenizer, tokens) == " 中"
+    long = "the license " * 200_000  # more than one piece of byte-level tokenizers
+    assert tokenizers.decode(tokenizer, tokenizer.encode(long)) == " " + long
+
+
+def test_a_config_with_a_window_as_long_as_the_context_has_no_window(tmp_path):
+    folder = copy_folder("mistral", tmp_path)
+    change_config(folder, sliding_window=64)
+    assert hugging_face.read_config(folder).sliding_layers == ()

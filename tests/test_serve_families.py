@@ -1,0 +1,138 @@
+"""A server with models of several families: unmodified clients, chat templates, ends of answers, batch invariance."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from ontogeny.engine import generate
+from ontogeny.engine.sampling import SamplingParams
+from ontogeny.lm import model as models
+from ontogeny.server import keys
+from ontogeny.server.store import Store
+from serving import ServerProcess
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = ("llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
+GREEDY = SamplingParams(temperature=0.0)
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the License?"}]
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The golden folders; that of Qwen3 has a chat template."""
+    folder = tmp_path_factory.mktemp("families")
+    copies = {family: Path(shutil.copytree(GOLDEN / family, folder / family)) for family in FAMILIES}
+    shutil.copy(GOLDEN / "chat" / "tools_as_json.jinja", copies["qwen3"] / "chat_template.jinja")
+    return copies
+
+
+@pytest.fixture(scope="module")
+def client(folders, tmp_path_factory):
+    state_dir = tmp_path_factory.mktemp("http") / "state"
+    store = Store(state_dir)
+    key = keys.create_key(store, "anna")[1]
+    store.close()
+    aliases = [part for family, folder in folders.items() for part in ("--alias", f"{family}={folder}")]
+    with ServerProcess(state_dir, *aliases) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
+            yield client
+        assert "Traceback" not in server.log.read_text()
+        assert server.stop() in (0, -15)
+
+
+def complete(client, family, prompt, **settings):
+    choice = client.completions.create(model=family, prompt=prompt, max_tokens=12, **settings).choices[0]
+    return choice.text, choice.logprobs and tuple(choice.logprobs.token_logprobs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_server_continues_a_prompt_as_the_command_line_does(client, folders, family):
+    model = models.load(folders[family])
+    prompts = json.loads((GOLDEN / family / "golden.json").read_text(encoding="utf-8"))["prompts"]
+    for prompt in prompts:
+        expected = generate.generate(model, [prompt], max_tokens=12, sampling_params=GREEDY)[0]
+        assert complete(client, family, prompt, temperature=0)[0] == expected.text
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_answers_have_the_same_bits_alone_and_in_company(client, family):
+    prompts = [f"The License number {number}, which" for number in range(12)]
+
+    def answer(number):
+        return complete(client, family, prompts[number], temperature=0.8, seed=number, logprobs=2)
+
+    answers = [answer(number) for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(answer, range(12))) == answers
+
+
+def test_a_conversation_is_written_by_the_template_of_the_model(client, folders):
+    model = models.load(folders["qwen3"])
+    assert model.chat_template is not None
+    for tools in (None, TOOLS):
+        text = model.chat_template.render(MESSAGES, tools=tools)
+        expected = generate.generate_from_tokens(model, [model.tokenizer.encode(text).tolist()], 12, GREEDY)[0]
+        response = client.chat.completions.create(
+            model="qwen3", messages=MESSAGES, max_tokens=12, temperature=0, **({"tools": tools} if tools else {})
+        )
+        assert response.choices[0].message.content == expected.text
+        assert response.usage.prompt_tokens == len(model.tokenizer.encode(text))
+
+
+def test_calls_and_answers_of_tools_reach_the_template(client, folders):
+    call = {"id": "a", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "ibis"}'}}
+    messages = [
+        {"role": "user", "content": "Look it up."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "a bird"},
+    ]
+    response = client.chat.completions.create(model="qwen3", messages=messages, tools=TOOLS, max_tokens=1)
+    model = models.load(folders["qwen3"])
+    call["function"]["arguments"] = {"word": "ibis"}
+    assert model.chat_template is not None
+    text = model.chat_template.render(messages, tools=TOOLS)
+    assert '"arguments": {"word": "ibis"}}' in text
+    assert response.usage.prompt_tokens == len(model.tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("qwen2", {"tools": TOOLS}, "tools: only a model with a chat template of its own can use it"),
+        ("qwen2", {"extra_body": {"chat_template_kwargs": {"a": 1}}}, "chat_template_kwargs: only a model with a chat"),
+        (
+            "qwen3",
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}]},
+            "refuses",
+        ),
+    ],
+)
+def test_a_conversation_that_cannot_be_written_is_refused_in_one_sentence(client, model, settings, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.chat.completions.create(**{"model": model, "messages": MESSAGES, "max_tokens": 1, **settings})
+
+
+def test_words_of_the_model_without_a_token_are_refused_and_never_generated(client, folders):
+    size = models.load(folders["qwen2"]).tokenizer.size
+    with pytest.raises(openai.BadRequestError, match=f"token ids must be below {size}"):
+        client.completions.create(model="qwen2", prompt=[size + 1], max_tokens=1)
+    response = client.completions.create(model="qwen2", prompt="You may", max_tokens=40, temperature=2.0, seed=1)
+    assert response.usage.completion_tokens == 40 or response.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_ends_at_every_token_that_the_model_names_as_an_end(tmp_path_factory, folders):
+    model = models.load(folders["qwen3"])
+    text = generate.generate(model, ["You may"], max_tokens=12, sampling_params=GREEDY)[0]
+    third = text.tokens[2]
+    config = folders["qwen3"] / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": [model.tokenizer.end, third]}))
+    try:
+        ended = generate.generate(models.load(folders["qwen3"]), ["You may"], max_tokens=12, sampling_params=GREEDY)[0]
+    finally:
+        config.unlink()
+    assert ended.tokens == text.tokens[: text.tokens.index(third) + 1] and ended.finish_reason == "end"
