@@ -103,7 +103,8 @@ def test_a_second_generation_compiles_nothing():
     state = development.init(jax.random.key(0))
     compiled = []
 
-    def listen(event: str, duration: float, **details: object) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         compiled.append(event)
 
     assert predict(jax.eval_shape(development.init, jax.random.key(0))).program > predict(state).program

@@ -32,17 +32,20 @@ class MemoryPrediction(NamedTuple):
             buffers and results of the compiled program on all devices, or the copy of the state for a checkpoint.
         present: Resident memory of the process after compilation.
         available: What the process can still allocate; None where the system does not tell.
+        num_workers: Of worker processes on one machine, each of which needs this memory; 0 for this process.
     """
 
     peak: int
     program: int
     present: int
     available: int | None
+    num_workers: int = 0
 
     def describe(self) -> str:
         """The prediction as one phrase."""
         available = "" if self.available is None else f", {format_bytes(self.present + self.available)} are available"
-        return f"predicted peak memory {format_bytes(self.peak)}{available}"
+        workers = f" of each worker, {self.num_workers} on a machine," if self.num_workers else ""
+        return f"predicted peak memory{workers} {format_bytes(self.peak)}{available}"
 
 
 def predict_peak(program: Any, *arguments: Any) -> MemoryPrediction:
@@ -86,8 +89,16 @@ def require_memory(prediction: MemoryPrediction, advice: str) -> None:
     Raises:
         BadInput: The program needs more than is available.
     """
-    if prediction.available is None or prediction.program <= (1 - RESERVED_SHARE) * prediction.available:
+    num_others = max(prediction.num_workers - 1, 0)  # workers that may not have begun
+    needed = prediction.program + num_others * prediction.peak
+    if prediction.available is None or needed <= (1 - RESERVED_SHARE) * prediction.available:
         return
+    if num_others:
+        raise BadInput(
+            f"each of the {prediction.num_workers} worker processes of a machine needs about "
+            f"{format_bytes(prediction.peak)} of memory, and only {format_bytes(prediction.available)} more are "
+            f"available to all of them; choose fewer workers, or {advice.removeprefix('choose ')}"
+        )
     peak, present, available = map(format_bytes, (prediction.peak, prediction.present, prediction.available))
     raise BadInput(
         f"this run needs about {peak} of memory, of which this process has {present}, and only {available} more are "

@@ -75,7 +75,14 @@ class DriverStatus(NamedTuple):
 
 
 class Driver(ABC):
-    """Computes tasks; a context manager that ends its workers."""
+    """Computes tasks; a context manager that ends its workers.
+
+    Attributes:
+        is_in_process: Whether this process computes the tasks.
+        uses_several_machines: Whether workers may be on other machines, one for each of their processors.
+    """
+
+    is_in_process = uses_several_machines = False
 
     def __init__(self, *, mixed_workers: bool) -> None:
         """Start with all counts at 0.

@@ -16,6 +16,8 @@ class InProcess(Driver):
     it before JAX is imported.
     """
 
+    is_in_process = True
+
     def __init__(self) -> None:
         """No worker is started."""
         super().__init__(mixed_workers=False)

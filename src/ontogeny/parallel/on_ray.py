@@ -42,6 +42,8 @@ class _Attempt(NamedTuple):
 class RayCluster(Driver):
     """Computes tasks on a Ray cluster; each has one processor and one XLA thread."""
 
+    uses_several_machines = True
+
     def __init__(
         self, *, address: str = "", num_workers: int = 0, deadline: float = 0.0, mixed_workers: bool = False
     ) -> None:

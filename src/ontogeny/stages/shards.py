@@ -22,10 +22,11 @@ import numpy as np
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
+from ontogeny.memory import MemoryPrediction, predict_peak, require_compilation_memory
 from ontogeny.parallel import tasks
 from ontogeny.parallel.drivers import Driver
 from ontogeny.parallel.tasks import Setup, Task
-from ontogeny.parallel.worker import fingerprint
+from ontogeny.parallel.worker import fingerprint, num_processors
 from ontogeny.rng import key_from_seed
 from ontogeny.runs.files import read_json, write_json
 from ontogeny.runs.records import append_record, read_records, repair_records
@@ -34,7 +35,7 @@ from ontogeny.stages.spec import RunSpec, parse_run_spec, spec_to_json, user_fil
 from ontogeny.types import Development, Info, PyTree, ShardedGeneration
 
 FITNESS_FILE, WORKERS_FILE = "fitness.jsonl", "workers.json"
-SHARD_FUNCTION = f"{__name__}:evaluate_shard"
+SHARD_FUNCTION, PREDICTION_FUNCTION = f"{__name__}:evaluate_shard", f"{__name__}:predict_shard_memory"
 
 
 class Measured(NamedTuple):
@@ -57,7 +58,7 @@ def divide_generations(development: Development, spec: RunSpec, folder: Path, dr
         BadInput: The development has no shards.
     """
     generation = require_shards(development, spec)
-    text = json.dumps(spec_to_json(_with_absolute_paths(spec)))
+    text = _spec_text(spec)
     log = FitnessLog(folder / FITNESS_FILE)
 
     def step(state: PyTree) -> tuple[PyTree, Info]:
@@ -91,6 +92,49 @@ def require_shards(development: Development, spec: RunSpec) -> ShardedGeneration
             "with strategy=Open_ES can, in an environment that is written in JAX"
         )
     return development.shards
+
+
+def predict_memory(development: Development, spec: RunSpec, driver: Driver) -> list[MemoryPrediction]:
+    """The memory of a run with a driver: that of a worker, and of this process where it is another one.
+
+    The first worker compiles the program of a shard for the prediction, which the run does anyway.
+
+    Args:
+        development: Built from `spec`.
+        spec: Workers build their own copy from it.
+        driver: Computes the shards.
+    """
+    generation = require_shards(development, spec)
+    answer = driver.run([Task(PREDICTION_FUNCTION, {})], driver.put({"spec": _spec_text(spec)}))[0][tasks.TIMING]
+    num_processors = answer.pop("num_processors")
+    in_worker = MemoryPrediction(**answer)
+    if driver.is_in_process:
+        return [in_worker]
+    num_workers = driver.status().num_workers
+    if driver.uses_several_machines:
+        num_workers = min(num_workers, num_processors)
+    state = jax.eval_shape(development.init, key_from_seed(spec.seed))
+    keys, proposal = jax.eval_shape(generation.propose, state)
+    shard = jax.eval_shape(generation.evaluate_shard, keys, proposal, jnp.int32(0))
+    fitness, env_steps = (jax.ShapeDtypeStruct((generation.num_shards * leaf.shape[0],), leaf.dtype) for leaf in shard)
+    return [predict_peak(generation.finish, state, fitness, env_steps), in_worker._replace(num_workers=num_workers)]
+
+
+def predict_shard_memory(setup: Setup, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Predicts the memory of this process while it evaluates shards, in a worker.
+
+    Args:
+        setup: The spec as JSON text.
+        request: Empty.
+
+    Returns:
+        The fields of a `MemoryPrediction` and the number of processors, as `timing`, since two workers differ in it.
+    """
+    del request
+    require_compilation_memory()
+    generation, (keys, proposal) = _build_shards(setup["spec"])
+    prediction = predict_peak(generation.evaluate_shard, keys, proposal, jax.ShapeDtypeStruct((), jnp.int32))
+    return {tasks.TIMING: prediction._asdict() | {"num_processors": num_processors()}}
 
 
 def check_continuation(folder: Path, *, in_tasks: bool) -> None:
@@ -195,6 +239,11 @@ def _build_shards(text: str) -> tuple[ShardedGeneration, PyTree]:
     generation = require_shards(development, spec)
     state = jax.eval_shape(development.init, key_from_seed(spec.seed))
     return generation, jax.eval_shape(generation.propose, state)
+
+
+def _spec_text(spec: RunSpec) -> str:
+    """A spec as the JSON text that workers receive."""
+    return json.dumps(spec_to_json(_with_absolute_paths(spec)))
 
 
 def _with_absolute_paths(spec: RunSpec) -> RunSpec:

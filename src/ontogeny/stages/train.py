@@ -27,7 +27,7 @@ from ontogeny.runs.recorder import RunRecorder
 from ontogeny.runs.records import Record
 from ontogeny.stages.assembly import assemble, build_development
 from ontogeny.stages.saved_agent import GENOME, portable_spec
-from ontogeny.stages.shards import check_continuation, divide_generations, require_shards
+from ontogeny.stages.shards import check_continuation, divide_generations, predict_memory, require_shards
 from ontogeny.stages.spec import RunSpec, complete_spec, parse_run_spec, user_files
 from ontogeny.types import Development
 
@@ -61,8 +61,8 @@ def train(
         checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
         driver: Evaluates the shards of each generation, for the development `evolution`. The bits of the run are the
             same with every driver, but differ from those of a run without one.
-        on_memory: Receives the predicted memory of this process before the first compiled call; nothing where the
-            driver or Python objects of an environment do the work.
+        on_memory: Receives the predicted memory of this process before the first compiled call, and with a driver that
+            of its workers; nothing for developments other than `evolution` in environments of Python objects.
 
     Returns:
         The folder.
@@ -84,6 +84,11 @@ def train(
 
     @cache
     def init() -> Any:
+        if driver is not None:
+            for prediction in predict_memory(development, spec, driver):
+                require_memory(prediction, MEMORY_ADVICE)
+                if on_memory is not None:
+                    on_memory(prediction)
         if driver is not None or development.program is None:
             return development.init(key_from_seed(spec.seed))
         return _init_within_memory(development, spec.seed, on_memory)
