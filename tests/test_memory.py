@@ -11,8 +11,9 @@ import pytest
 import ontogeny
 from ontogeny import BadInput, memory, parallel, trees
 from ontogeny.development import base, evolution
-from ontogeny.development.base import LifetimeFitness, build_agent_from_text, lifetime_fitness
+from ontogeny.development.base import HostMembers, LifetimeFitness, build_agent_from_text, lifetime_fitness
 from ontogeny.lifetimes import require_jax_env
+from ontogeny.parallel.in_process import InProcess
 from ontogeny.rollouts import rollout_in_chunks, rollout_lifetime
 from ontogeny.stages.assembly import assemble, build_development
 from ontogeny.stages.spec import parse_run_spec
@@ -158,3 +159,42 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused_before_it_starts(
     predictions = []
     train(SPEC, tmp_path / "run", on_memory=predictions.append)
     assert len(predictions) == 1 and Path(tmp_path / "run" / "genome.json").exists()
+
+
+@pytest.mark.parametrize("env", ["bandit:num_arms=2,num_pulls=5", "gymnasium:CartPole-v1,steps=2"])
+def test_runs_with_a_driver_and_in_environments_of_python_are_refused_too(machine, monkeypatch, tmp_path, env):
+    if "gymnasium" in env:
+        pytest.importorskip("gymnasium")
+    monkeypatch.setattr(memory, "COMPILATION_BYTES", 0)
+    machine("proc/meminfo", "MemAvailable: 1 kB")
+    spec = SPEC | {"agent": "recurrent:hidden_size=2", "env": env}
+    with pytest.raises(BadInput, match=r"needs about .* of memory"):
+        train(spec, tmp_path / "run", driver=None if "gymnasium" in env else InProcess())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_of_workers_counts_for_each_of_them():
+    prediction = memory.MemoryPrediction(3 * GIGABYTE, 2 * GIGABYTE, GIGABYTE, 10 * GIGABYTE, num_workers=3)
+    memory.require_memory(prediction, "choose less")
+    assert "of each worker, 3 on a machine, 3.0 GB, 11.0 GB are available" in prediction.describe()
+    with pytest.raises(BadInput, match=r"each of the 4 worker .* 3.0 GB .* only 10.0 GB .*; choose fewer .*, or less"):
+        memory.require_memory(prediction._replace(num_workers=4), "choose less")
+
+
+@pytest.mark.parametrize(
+    ("size", "num_lifetimes", "at_once"), [(4, 1, 1), (6, 3, 4), (6, 5, 2), (8, 1, 3), (10, 2, 20)]
+)
+def test_batches_of_lifetimes_draw_the_members_that_they_need(size, num_lifetimes, at_once):
+    counts = []
+
+    def draw(first, count):
+        assert first % 2 == count % 2 == 0 and 0 <= first <= size - count
+        counts.append(count)
+        return jnp.arange(size)[first : first + count]
+
+    indices = np.repeat(np.arange(size), num_lifetimes)
+    members = HostMembers(draw, size, indices)
+    for begin in range(0, len(indices), at_once):
+        chunk = slice(begin, begin + at_once)
+        np.testing.assert_array_equal(members.genomes_of(chunk, at_once), indices[chunk])
+    assert len(set(counts)) == 1 and counts[0] <= at_once // num_lifetimes + 4

@@ -48,12 +48,13 @@ class MemoryPrediction(NamedTuple):
         return f"predicted peak memory{workers} {format_bytes(self.peak)}{available}"
 
 
-def predict_peak(program: Any, *arguments: Any) -> MemoryPrediction:
+def predict_peak(program: Any, *arguments: Any, extra_bytes: int = 0) -> MemoryPrediction:
     """Compile a program and predict the memory of this process while it runs.
 
     Args:
         program: A function of `jax.jit`; its next call with such arguments does not compile it again.
         *arguments: Of the first call, or their shapes; results of a call are the arguments of the next one.
+        extra_bytes: What the run needs beside the program.
     """
     compiled = program.lower(*arguments).compile()
     analysis = compiled.memory_analysis()
@@ -64,7 +65,9 @@ def predict_peak(program: Any, *arguments: Any) -> MemoryPrediction:
     absent = sum(size * (num_devices - _num_copies(leaf)) for size, leaf in zip(sizes, leaves, strict=True))
     checkpoint = sum(sizes) + max(sizes, default=0)  # the encoded state, and the array whose digest is computed
     # The allocator does not reuse all memory of the last state but one, which is freed between arrays that stay.
-    addition = absent + sum(sizes) * num_devices + max(buffers * num_devices, checkpoint) + FIRST_STEP_BYTES
+    addition = (
+        absent + sum(sizes) * num_devices + max(buffers * num_devices, checkpoint) + FIRST_STEP_BYTES + extra_bytes
+    )
     present = read_memory("VmRSS") or 0
     return MemoryPrediction(max(present + addition, read_memory("VmHWM") or 0), addition, present, available_bytes())
 

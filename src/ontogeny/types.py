@@ -265,9 +265,9 @@ class Development(NamedTuple):
     # the steps that were taken as `env_steps`, [G] or, so that the sum cannot exceed int32, [G, ...]
     steps_per_generation: int
     shards: ShardedGeneration | None = None  # where a generation can be divided over processes
-    program: Any = (
-        None  # the function of `jax.jit` that `step` calls, where it is a single one; its memory is predicted
-    )
+    # the function of `jax.jit` that `step` calls; where it calls several, the one with the most memory; or None
+    program: Any = None
+    extra_bytes: Callable[[PyTree], int] | None = None  # state or its shapes -> memory beside that of the program
 
 
 class Trajectory(NamedTuple):

@@ -15,6 +15,7 @@ from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_
 from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.lifetimes import LifetimeMeasure, count_finite_steps, lifetimes_per_call, measure_lifetimes
+from ontogeny.memory import read_memory
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import (
     Carry,
@@ -44,6 +45,7 @@ from ontogeny.types import (
 StateT = TypeVar("StateT")
 MAX_STEPS_AT_ONCE = 1024  # steps of a lifetime whose rewards are in memory at once; longer lifetimes run in chunks
 CARRY_COPIES = 4  # of what a lifetime carries from step to step: before and after a step, and what is computed between
+MEASURED_TASKS = 16  # Python objects whose memory is measured before a run
 STEP_BYTES = 16  # of what is recorded of a step: its reward, whether it was taken, and what of its learning is finite
 
 
@@ -119,32 +121,71 @@ def _join_chunks(parts: LifetimeFitness, num_steps: int) -> LifetimeFitness:
     return LifetimeFitness(jnp.sum(parts.fitness), jnp.sum(parts.num_steps), num_finite_steps)
 
 
+class HostMembers(NamedTuple):
+    """The members of a population, of which those of one batch of lifetimes are in memory at once."""
+
+    draw: Callable[[Array, int], PyTree]  # index of the first, even; M, even -> genomes, leading axis M
+    size: int  # P
+    indices: np.ndarray  # [N], the member of each lifetime, in ascending order
+
+    def genomes_of(self, lifetimes: slice, at_once: int) -> PyTree:
+        """The genome of each of these lifetimes, which are at most `at_once`."""
+        chosen = self.indices[lifetimes]
+        max_members = 2 + -(-at_once * self.size // len(self.indices))  # of a batch, with those that it shares
+        count = min(self.size, max_members + max_members % 2)
+        first = min(chosen[0] // 2 * 2, self.size - count)
+        drawn = self.draw(jnp.int32(first), count)
+        return jax.tree.map(lambda leaf: leaf[chosen - first], drawn)
+
+
 def host_fitness(
     keys: Key,
-    genomes: PyTree,
+    genome: Genome,
     agent: Agent,
     env: HostEnvironment,
     steering: Steering,
-    members: np.ndarray | None = None,
+    members: HostMembers | None = None,
 ) -> LifetimeFitness:
     """`lifetime_fitness` in an environment of Python objects, for many lifetimes, [N].
 
     Args:
         keys: [N].
-        genomes: One genome, or several with a leading axis P.
-        members: The index of the genome of each lifetime, [N]; None where all begin from one genome.
+        genome: From which all lifetimes begin; where there are members, only its shapes are read.
+        members: The members of a population to which the lifetimes belong.
     """
-    first_genome = genomes if members is None else jax.tree.map(lambda leaf: leaf[0], genomes)
-    at_once = lifetimes_per_call(agent, env, steering, first_genome, len(keys))
+    at_once = lifetimes_per_call(agent, env, steering, genome, len(keys))
     fitness = []
     for begin in range(0, len(keys), at_once):
         chunk = slice(begin, begin + at_once)
-        start, start_axis = genomes, None
-        if members is not None:
-            start, start_axis = jax.tree.map(lambda leaf, chunk=chunk: leaf[members[chunk]], genomes), 0
+        start, start_axis = (genome, None) if members is None else (members.genomes_of(chunk, at_once), 0)
         arguments = (keys[chunk], start, agent, env, steering, agent.learning)
         fitness.append(measure_lifetimes(_FITNESS, *arguments, start_axis=start_axis))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *fitness)
+
+
+def host_fitness_bytes(
+    agent: Agent, env: HostEnvironment, steering: Steering, genome: Genome, population_size: int, num_lifetimes: int
+) -> int:
+    """About how much memory `host_fitness` of a population needs.
+
+    The objects of a few tasks are made, because nothing else tells their size.
+
+    Args:
+        genome: Its shapes.
+        population_size: P.
+        num_lifetimes: Of each member.
+    """
+    key = jax.random.key(0)
+    at_once = lifetimes_per_call(agent, env, steering, genome, population_size * num_lifetimes)
+    state = jax.eval_shape(lambda genome: begin_lifetime(key, agent, genome), genome)
+    num_genomes = at_once + min(population_size, at_once // num_lifetimes + 4)
+    arrays = num_genomes * trees.num_bytes(genome) + at_once * CARRY_COPIES * trees.num_bytes(state)
+    before = read_memory("VmRSS") or 0
+    tasks = env.begin(range(min(at_once, MEASURED_TASKS)))
+    tasks.reset()
+    growth = max(0, (read_memory("VmRSS") or 0) - before)
+    tasks.close()
+    return arrays + growth * at_once // min(at_once, MEASURED_TASKS) + at_once * env.spec.num_steps * STEP_BYTES
 
 
 def searched_fitness(lifetime: LifetimeFitness, num_steps: int) -> Array:

@@ -9,7 +9,7 @@ numbers), so that they differ by their genomes only. A member whose learning div
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ from jaxtyping import Float, Int32
 
 from ontogeny import plugins
 from ontogeny.development.base import (
+    HostMembers,
     LifetimeFitness,
     build_agent_from_text,
     host_fitness,
+    host_fitness_bytes,
     lifetime_bytes,
     lifetime_fitness,
     repeat_generation,
@@ -35,6 +37,7 @@ from ontogeny.development.perturbations import form_matrices
 from ontogeny.errors import BadInput, require_at_least, require_positive
 from ontogeny.parallel import ReplicatedProgram, map_in_batches, map_shards
 from ontogeny.rng import sample_lifetime_keys
+from ontogeny.trees import num_bytes
 from ontogeny.types import (
     Agent,
     AnyEnvironment,
@@ -136,10 +139,13 @@ def build(
         loop = evosax_loop(strategy, template, population_size, sigma)
     baseline = build_agent_from_text(baseline_agent, env, steering)
     members_at_once = _count_members_at_once(template, shard_size, rank)
-    evaluations = _make_evaluations(agent, baseline, env, steering, loop, population_size, shard_size, members_at_once)
+    evaluations = _make_evaluations(
+        agent, baseline, env, steering, loop, population_size, shard_size, members_at_once, template
+    )
     if rank and evaluations.shard is not None:
         _require_products(evaluations.shard, loop, template, num_lifetimes)
-    generation = _make_generation(loop, evaluations, baseline, num_lifetimes, env)
+    parts = _GenerationParts(loop, baseline, num_lifetimes, population_size, env)
+    generation = _make_generation(parts, evaluations)
     run_generations = repeat_generation(env, generation, generations_per_call, ReplicatedProgram)
 
     def init(key: Key) -> EvolutionState:
@@ -157,8 +163,17 @@ def build(
     steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
     num_shards = population_size // shard_size if strategy == "Open_ES" else 0
     shards = _make_shards(loop, evaluations, baseline, num_lifetimes, num_shards)
-    program = run_generations if evaluations.shard is not None else None
-    return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation, shards, program)
+
+    def extra_bytes(state: EvolutionState) -> int:
+        if not isinstance(env, HostEnvironment):
+            return 0
+        lifetimes = host_fitness_bytes(agent, env, steering, template, population_size, num_lifetimes)
+        return parts.proposal_bytes(state) + lifetimes
+
+    program = parts if isinstance(env, HostEnvironment) else run_generations
+    return Development(
+        init, step, genome, num_calls, generations_per_call, steps_per_generation, shards, program, extra_bytes
+    )
 
 
 def _make_evaluations(
@@ -170,15 +185,20 @@ def _make_evaluations(
     population_size: int,
     shard_size: int,
     members_at_once: int,
+    template: Genome,
 ) -> Evaluations:
     """The evaluations of the members that a proposal of `loop` determines, and of one genome of the baseline."""
     if isinstance(env, HostEnvironment):
 
         def evaluate_population(keys: Key, proposal: PyTree) -> tuple[Array, Array]:
-            population = form_matrices(loop.members(proposal, jnp.int32(0), population_size))
+            def draw(first: Array, count: int) -> PyTree:
+                return form_matrices(loop.members(proposal, first, count))
+
             shape = (population_size, len(keys))
             members, lifetimes = (index.ravel() for index in np.indices(shape))
-            measured = host_fitness(keys[lifetimes], population, agent, env, steering, members)
+            measured = host_fitness(
+                keys[lifetimes], template, agent, env, steering, HostMembers(draw, population_size, members)
+            )
             fitness = searched_fitness(measured, env.spec.num_steps).reshape(shape)
             return jnp.mean(fitness, axis=1), jnp.sum(measured.num_steps.reshape(shape), axis=1)
 
@@ -298,20 +318,43 @@ def _select(
     return EvolutionState(state.seed, state.generation + 1, strategy), info
 
 
+class _GenerationParts:
+    """What precedes and follows the evaluation of a generation, compiled where that runs in Python.
+
+    Its method `lower` is that of `jax.jit` for the part with the most memory.
+    """
+
+    def __init__(
+        self, loop: OuterLoop, baseline: Agent, num_lifetimes: int, population_size: int, env: AnyEnvironment
+    ) -> None:
+        """Compile nothing yet."""
+        self.propose: Any = partial(_propose, loop=loop, baseline=baseline, num_lifetimes=num_lifetimes)
+        self.select: Any = partial(_select, loop=loop)
+        self._population_size = population_size
+        if isinstance(env, HostEnvironment):
+            self.propose, self.select = jax.jit(self.propose), jax.jit(self.select)
+
+    def lower(self, state: EvolutionState) -> Any:
+        """The stage before compilation of `select`."""
+        numbers = jax.ShapeDtypeStruct((self._population_size,), jnp.float32)
+        steps, baseline = (jax.ShapeDtypeStruct(*of) for of in ((numbers.shape, jnp.int32), ((), jnp.float32)))
+        return self.select.lower(state, jax.eval_shape(self.propose, state), numbers, steps, baseline)
+
+    def proposal_bytes(self, state: EvolutionState) -> int:
+        """The size of a proposal, which for other strategies than Open_ES is the population."""
+        return num_bytes(jax.eval_shape(self.propose, state).proposal)
+
+
 def _make_generation(
-    loop: OuterLoop, evaluations: Evaluations, baseline: Agent, num_lifetimes: int, env: AnyEnvironment
+    parts: _GenerationParts, evaluations: Evaluations
 ) -> Callable[[EvolutionState], tuple[EvolutionState, Info]]:
     """One generation."""
-    propose = partial(_propose, loop=loop, baseline=baseline, num_lifetimes=num_lifetimes)
-    select = partial(_select, loop=loop)
-    if isinstance(env, HostEnvironment):
-        propose, select = jax.jit(propose), jax.jit(select)
 
     def generation(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        proposed = propose(state)
+        proposed = parts.propose(state)
         fitness, env_steps = evaluations.population(proposed.keys, proposed.proposal)
         baseline_fitness, _ = evaluations.baseline(proposed.keys, proposed.baseline_genome)
-        return select(state, proposed, fitness, env_steps, baseline_fitness)
+        return parts.select(state, proposed, fitness, env_steps, baseline_fitness)
 
     return generation
 

@@ -149,10 +149,15 @@ def _init_within_memory(development: Development, seed: int, on_memory: OnMemory
     """The initial state of a development; raises `BadInput` where its run would exceed the memory that there is."""
     key = key_from_seed(seed)
     require_compilation_memory()
-    require_memory(predict_peak(development.program, jax.eval_shape(development.init, key)), MEMORY_ADVICE)
+
+    def predict(state: Any) -> MemoryPrediction:
+        extra_bytes = 0 if development.extra_bytes is None else development.extra_bytes(state)
+        return predict_peak(development.program, state, extra_bytes=extra_bytes)
+
+    require_memory(predict(jax.eval_shape(development.init, key)), MEMORY_ADVICE)
     state = development.init(key)
     if on_memory is not None:
-        on_memory(predict_peak(development.program, state))
+        on_memory(predict(state))
     return state
 
 
