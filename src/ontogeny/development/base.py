@@ -134,8 +134,8 @@ class HostMembers(NamedTuple):
         max_members = 2 + -(-at_once * self.size // len(self.indices))  # of a batch, with those that it shares
         count = min(self.size, max_members + max_members % 2)
         first = min(chosen[0] // 2 * 2, self.size - count)
-        drawn = self.draw(jnp.int32(first), count)
-        return jax.tree.map(lambda leaf: leaf[chosen - first], drawn)
+        genomes = self.draw(jnp.int32(first), count)
+        return jax.tree.map(lambda leaf: leaf[chosen - first], genomes)
 
 
 def host_fitness(

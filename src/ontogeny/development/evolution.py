@@ -122,29 +122,20 @@ def build(
     require_positive(sigma=sigma)
     max_per_call = 1 if isinstance(env, HostEnvironment) else generations_per_call
     num_calls, generations_per_call = split_into_calls(num_generations, max_per_call)
-    template = jax.eval_shape(agent.genome, jax.random.key(0))
-    if not jax.tree.leaves(template):
-        raise BadInput("the genome of this agent has no parameters that evolution could search")
-    _check_population(population_size, shard_size)
-    shard_size = shard_size or choose_shard_size(population_size)
+    template = _genome_template(agent)
+    shard_size = _choose_checked_shard_size(population_size, shard_size)
+    sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
+    learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
     if strategy == "Open_ES":
-        sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
-        learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
         loop = build_open_es(template, population_size, shard_size, sigmas, learning_rates, rank)
-    elif strategy not in STRATEGIES:
-        raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
-    elif rank:
-        raise BadInput(f"the setting 'rank' needs the strategy 'Open_ES', not '{strategy}'")
     else:
-        loop = evosax_loop(strategy, template, population_size, sigma)
+        loop = _build_other_strategy(strategy, template, population_size, sigma, rank)
     baseline = build_agent_from_text(baseline_agent, env, steering)
-    members_at_once = _count_members_at_once(template, shard_size, rank)
-    evaluations = _make_evaluations(
-        agent, baseline, env, steering, loop, population_size, shard_size, members_at_once, template
-    )
+    sizes = population_size, shard_size, _count_members_at_once(template, shard_size, rank)
+    evaluations = _make_evaluations(agent, baseline, env, steering, loop, sizes, template)
     if rank and evaluations.shard is not None:
         _require_products(evaluations.shard, loop, template, num_lifetimes)
-    parts = _GenerationParts(loop, baseline, num_lifetimes, population_size, env)
+    parts = _GenerationParts(agent, env, steering, loop, baseline, population_size, num_lifetimes, template)
     generation = _make_generation(parts, evaluations)
     run_generations = repeat_generation(env, generation, generations_per_call, ReplicatedProgram)
 
@@ -157,23 +148,30 @@ def build(
         # synchronize its devices.
         return jax.block_until_ready(run_generations(state))
 
-    def genome(state: EvolutionState) -> Genome:
-        return loop.genome(state.strategy)
-
     steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
     num_shards = population_size // shard_size if strategy == "Open_ES" else 0
     shards = _make_shards(loop, evaluations, baseline, num_lifetimes, num_shards)
-
-    def extra_bytes(state: EvolutionState) -> int:
-        if not isinstance(env, HostEnvironment):
-            return 0
-        lifetimes = host_fitness_bytes(agent, env, steering, template, population_size, num_lifetimes)
-        return parts.proposal_bytes(state) + lifetimes
-
     program = parts if isinstance(env, HostEnvironment) else run_generations
     return Development(
-        init, step, genome, num_calls, generations_per_call, steps_per_generation, shards, program, extra_bytes
+        init,
+        step,
+        lambda state: loop.genome(state.strategy),
+        num_calls,
+        generations_per_call,
+        steps_per_generation,
+        shards,
+        program,
+        parts.extra_bytes,
     )
+
+
+def _build_other_strategy(strategy: str, template: Genome, population_size: int, sigma: float, rank: int) -> OuterLoop:
+    """A strategy other than Open_ES; raises `BadInput` where there is none of this name, or for a rank."""
+    if strategy not in STRATEGIES:
+        raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
+    if rank:
+        raise BadInput(f"the setting 'rank' needs the strategy 'Open_ES', not '{strategy}'")
+    return evosax_loop(strategy, template, population_size, sigma)
 
 
 def _make_evaluations(
@@ -182,12 +180,15 @@ def _make_evaluations(
     env: AnyEnvironment,
     steering: Steering,
     loop: OuterLoop,
-    population_size: int,
-    shard_size: int,
-    members_at_once: int,
+    sizes: tuple[int, int, int],
     template: Genome,
 ) -> Evaluations:
-    """The evaluations of the members that a proposal of `loop` determines, and of one genome of the baseline."""
+    """The evaluations of the members that a proposal of `loop` determines, and of one genome of the baseline.
+
+    Args:
+        sizes: Of the population, of a shard, and of the members at once.
+    """
+    population_size, shard_size, members_at_once = sizes
     if isinstance(env, HostEnvironment):
 
         def evaluate_population(keys: Key, proposal: PyTree) -> tuple[Array, Array]:
@@ -268,14 +269,27 @@ def _require_products(
         ) from error
 
 
-def _check_population(population_size: int, shard_size: int) -> None:
-    """Raises `BadInput` for a population that does not consist of pairs, or a shard size that does not divide it."""
+def _genome_template(agent: Agent) -> Genome:
+    """The shapes of a genome; raises `BadInput` where it has no parameters."""
+    template = jax.eval_shape(agent.genome, jax.random.key(0))
+    if not jax.tree.leaves(template):
+        raise BadInput("the genome of this agent has no parameters that evolution could search")
+    return template
+
+
+def _choose_checked_shard_size(population_size: int, shard_size: int) -> int:
+    """The size of a shard, by default that of `choose_shard_size`.
+
+    Raises:
+        BadInput: The population does not consist of pairs, or of shards of this size.
+    """
     if population_size < 4 or population_size % 2:
         raise BadInput(f"the setting 'population_size' must be even and at least 4, not {population_size}")
     if shard_size and (shard_size % 2 or population_size % shard_size):
         raise BadInput(
             f"the setting 'shard_size' must be even and divide the population size {population_size}, not {shard_size}"
         )
+    return shard_size or choose_shard_size(population_size)
 
 
 class _Proposed(NamedTuple):
@@ -325,13 +339,23 @@ class _GenerationParts:
     """
 
     def __init__(
-        self, loop: OuterLoop, baseline: Agent, num_lifetimes: int, population_size: int, env: AnyEnvironment
+        self,
+        agent: Agent,
+        env: AnyEnvironment,
+        steering: Steering,
+        loop: OuterLoop,
+        baseline: Agent,
+        population_size: int,
+        num_lifetimes: int,
+        template: Genome,
     ) -> None:
         """Compile nothing yet."""
         self.propose: Any = partial(_propose, loop=loop, baseline=baseline, num_lifetimes=num_lifetimes)
         self.select: Any = partial(_select, loop=loop)
         self._population_size = population_size
+        self._measure = None
         if isinstance(env, HostEnvironment):
+            self._measure = partial(host_fitness_bytes, agent, env, steering, template, population_size, num_lifetimes)
             self.propose, self.select = jax.jit(self.propose), jax.jit(self.select)
 
     def lower(self, state: EvolutionState) -> Any:
@@ -340,9 +364,11 @@ class _GenerationParts:
         steps, baseline = (jax.ShapeDtypeStruct(*of) for of in ((numbers.shape, jnp.int32), ((), jnp.float32)))
         return self.select.lower(state, jax.eval_shape(self.propose, state), numbers, steps, baseline)
 
-    def proposal_bytes(self, state: EvolutionState) -> int:
-        """The size of a proposal, which for other strategies than Open_ES is the population."""
-        return num_bytes(jax.eval_shape(self.propose, state).proposal)
+    def extra_bytes(self, state: EvolutionState) -> int:
+        """The memory of proposal and lifetimes where they run in Python; 0 where one program is all."""
+        if self._measure is None:
+            return 0
+        return num_bytes(jax.eval_shape(self.propose, state).proposal) + self._measure()
 
 
 def _make_generation(
