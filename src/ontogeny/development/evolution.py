@@ -133,11 +133,11 @@ def build(
     baseline = build_agent_from_text(baseline_agent, env, steering)
     sizes = population_size, shard_size, _count_members_at_once(template, shard_size, rank)
     evaluations = _make_evaluations(agent, baseline, env, steering, loop, sizes, template)
-    if rank and evaluations.shard is not None:
-        _require_products(evaluations.shard, loop, template, num_lifetimes)
+    _require_products(evaluations.shard if rank else None, loop, template, num_lifetimes)
     parts = _GenerationParts(agent, env, steering, loop, baseline, population_size, num_lifetimes, template)
-    generation = _make_generation(parts, evaluations)
-    run_generations = repeat_generation(env, generation, generations_per_call, ReplicatedProgram)
+    run_generations = repeat_generation(
+        env, _make_generation(parts, evaluations), generations_per_call, ReplicatedProgram
+    )
 
     def init(key: Key) -> EvolutionState:
         genome_key, loop_key, generations_key = jax.random.split(key, 3)
@@ -252,9 +252,11 @@ def _count_members_at_once(template: Genome, shard_size: int, rank: int) -> int:
 
 
 def _require_products(
-    evaluate_shard: Callable[..., PyTree], loop: OuterLoop, template: Genome, num_lifetimes: int
+    evaluate_shard: Callable[..., PyTree] | None, loop: OuterLoop, template: Genome, num_lifetimes: int
 ) -> None:
     """Raises `BadInput` if the agent uses a large matrix otherwise than as the right factor of a product."""
+    if evaluate_shard is None:
+        return
 
     def propose(key: Key, genome: Genome) -> tuple[Key, PyTree]:
         return jax.random.split(key, num_lifetimes), loop.ask(key, loop.init(key, genome))[0]
