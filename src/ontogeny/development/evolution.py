@@ -139,29 +139,18 @@ def build(
         env, _make_generation(parts, evaluations), generations_per_call, ReplicatedProgram
     )
 
-    def init(key: Key) -> EvolutionState:
-        genome_key, loop_key, generations_key = jax.random.split(key, 3)
-        return EvolutionState(generations_key, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
-
     def step(state: EvolutionState) -> tuple[EvolutionState, Info]:
         # Wait, because two calls in flight can deadlock: each may occupy host threads that the other needs to
         # synchronize its devices.
         return jax.block_until_ready(run_generations(state))
 
-    steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
+    num_steps = population_size * num_lifetimes * env.spec.num_steps
     num_shards = population_size // shard_size if strategy == "Open_ES" else 0
     shards = _make_shards(loop, evaluations, baseline, num_lifetimes, num_shards)
     program = parts if isinstance(env, HostEnvironment) else run_generations
+    init, genome = partial(_init, agent, loop), partial(_genome, loop)
     return Development(
-        init,
-        step,
-        lambda state: loop.genome(state.strategy),
-        num_calls,
-        generations_per_call,
-        steps_per_generation,
-        shards,
-        program,
-        parts.extra_bytes,
+        init, step, genome, num_calls, generations_per_call, num_steps, shards, program, parts.extra_bytes
     )
 
 
@@ -292,6 +281,17 @@ def _choose_checked_shard_size(population_size: int, shard_size: int) -> int:
             f"the setting 'shard_size' must be even and divide the population size {population_size}, not {shard_size}"
         )
     return shard_size or choose_shard_size(population_size)
+
+
+def _init(agent: Agent, loop: OuterLoop, key: Key) -> EvolutionState:
+    """The state before the first generation."""
+    genome_key, loop_key, generations_key = jax.random.split(key, 3)
+    return EvolutionState(generations_key, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
+
+
+def _genome(loop: OuterLoop, state: EvolutionState) -> Genome:
+    """The genome that would be deployed now."""
+    return loop.genome(state.strategy)
 
 
 class _Proposed(NamedTuple):
