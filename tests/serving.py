@@ -129,13 +129,14 @@ class ServerProcess:
         ready: bool = True,
         environment: dict[str, str] | None = None,
         port: int | None = None,
+        program: tuple[str, str] = ("-m", "ontogeny"),
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1] if port is None else port
         self.state_dir = state_dir
         self.log = state_dir.with_name(f"{state_dir.name}.log")
-        command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state-dir", str(state_dir)]
+        command = [sys.executable, *program, "serve", *arguments, "--state-dir", str(state_dir)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)],

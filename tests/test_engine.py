@@ -273,6 +273,44 @@ def test_the_failure_of_a_thread_ends_all_requests(weights, monkeypatch):
             engine.submit(make_request(weights), Collector())
 
 
+@pytest.mark.parametrize("place", ["token", "end"])
+def test_an_error_of_a_callback_fails_its_request_alone(engine, weights, place):
+    class BrokenCollector(Collector):
+        def __call__(self, output):
+            is_end = isinstance(output, FinishOutput)
+            if output.finish_reason == "length" if is_end else place == "token":
+                raise IndexError("planted")
+            super().__call__(output)
+
+    broken, sound = BrokenCollector(), Collector()
+    request = make_request(weights, max_tokens=1, params=GREEDY)
+    for collector in (broken, sound):
+        engine.submit(request, collector)
+    assert broken.wait()[2] == "failed" and sound.wait()[2] == "length"
+
+
+def test_an_error_of_sampling_fails_its_request_alone(engine, weights, monkeypatch):
+    adjustments = make_adjustments(presence_penalty=1.0)
+    sound, broken = (make_request(weights, max_tokens=5, params=GREEDY) for _ in range(2))
+    expected = answer(engine, sound)
+    monkeypatch.setattr("ontogeny.engine.engine.adjust_logits", lambda *_: 1 / 0)
+    (_, _, reason), other = answer_all(engine, [broken._replace(logit_adjustments=adjustments), sound])
+    assert reason == "failed" and other == expected and engine.failure is None
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+def test_a_context_of_tokens_and_the_one_after_it_are_scored(engine, weights, max_tokens):
+    prompt = tuple(range(50, 115))
+    request = make_request(weights, prompt, max_tokens, GREEDY, num_logprobs=1, score_prompt=True)
+    scores, tokens, reason = answer(engine, request)
+    logits = forward(CONFIG, weights, jax.numpy.array([prompt[:-1]], jax.numpy.int32))[0]
+    expected = jax.nn.log_softmax(logits)[np.arange(64), np.array(prompt[1:])]
+    np.testing.assert_allclose([s.logprob for s in scores[1:]], expected, atol=2e-5)
+    assert len(tokens) == max_tokens and reason == "length"
+    with pytest.raises(BadInput, match="66 tokens to score"):
+        answer(engine, request._replace(prompt=(*prompt, 1)))
+
+
 def test_requests_for_other_weights_change_no_bit(engine, weights):
     scaled = jax.tree.map(lambda leaf: leaf * 1.01, weights)
     separate = answer_all(engine, [random_request(n, weights) for n in range(6)])
@@ -607,7 +645,7 @@ def test_requests_that_cannot_be_answered_are_rejected(engine, weights):
     with pytest.raises(BadInput, match="at least one"):
         engine.submit(make_request(weights, ()), Collector())
     with pytest.raises(BadInput, match="context of 64"):
-        engine.submit(make_request(weights, (1,) * 65, num_logprobs=1, score_prompt=True), Collector())
+        engine.submit(make_request(weights, (1,) * 66, num_logprobs=1, score_prompt=True), Collector())
 
 
 def test_tokens_depend_on_seed_and_position():

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
+import numpy as np
 import openai
 import pytest
 import schemathesis
@@ -21,6 +22,8 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.shared import ErrorObject
 from pydantic import BaseModel, ValidationError
 
+import texts
+from ontogeny.lm import evaluation
 from ontogeny.renamed import TABLES
 from ontogeny.server import keys
 from ontogeny.server.api import protocol
@@ -136,7 +139,7 @@ def test_the_openai_client_recognizes_errors(server, client, key):
         client.completions.create(model="story", prompt="a", temperature=3)
     assert invalid.value.param == "temperature" and invalid.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as too_long:
-        client.completions.create(model="story", prompt="a" * 65, max_tokens=0, echo=True, logprobs=1)
+        client.completions.create(model="story", prompt="a" * 66, max_tokens=0, echo=True, logprobs=1)
     assert too_long.value.code == "context_length_exceeded"
     for invalid_key in ("wrong", key[:-1] + ("a" if key[-1] != "a" else "b"), f"og-00000000-{key[12:]}"):
         stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key=invalid_key, max_retries=0)
@@ -169,6 +172,42 @@ def test_scoring_requests_of_lm_eval(server, key):
         assert logprobs["token_logprobs"][-1] == max(logprobs["top_logprobs"][-1].values())  # the generated one, greedy
     short, longer = (response["choices"][i]["logprobs"]["token_logprobs"][1:12] for i in (0, 2))
     assert short == longer
+
+
+def test_scores_over_http_are_those_of_the_evaluation_in_process(server, key, run):
+    """Windows of the context and the token after it, each of which scores a whole context of tokens."""
+    model, text = load(run), texts.read(texts.HELD_OUT)
+    assert model.tokenizer.end is not None
+    tokens = [model.tokenizer.end, *model.tokenizer.encode(text).tolist()][: 3 * 64 + 1]
+    windows = [tokens[start : start + 65] for start in range(0, 3 * 64, 64)]
+    body = {"model": "story", "prompt": windows, "max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0}
+    status, response = server.post("/v1/completions", body, key)
+    assert status == 200
+    scores = [score for choice in response["choices"] for score in choice["logprobs"]["token_logprobs"][1:65]]
+    expected = evaluation.token_losses(model, tokens, stride=64)
+    assert len(scores) == 3 * 64 and np.abs(np.array(scores) + expected).max() < 2e-5
+
+
+def test_rolling_perplexity_of_lm_eval_over_the_server_is_that_in_process(server, key, run, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: `make parity` brings it")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from ontogeny.engine.harness import HarnessModel
+
+    client = LocalCompletionsAPI(
+        model="story",
+        base_url=f"{server.url}/v1/completions",
+        tokenizer_backend="remote",
+        max_length=66,  # the context, the token after it, and the one that lm_eval sets aside
+        auth_token=key,
+    )
+    requests = [
+        Instance("loglikelihood_rolling", {}, (texts.read(texts.HELD_OUT)[:length],), 0) for length in (40, 64, 65, 150)
+    ]
+    expected = HarnessModel(run).loglikelihood_rolling(requests)
+    np.testing.assert_allclose(client.loglikelihood_rolling(requests), expected, rtol=1e-5)
 
 
 def test_lm_eval_runs_on_the_server(server, key, run, tmp_path, monkeypatch):

@@ -25,16 +25,18 @@ from ontogeny.engine.requests import (
     FinishOutput,
     GenerationRequest,
     OutputCallback,
+    ReceiverClosed,
     SequenceActivations,
     SequenceBatch,
     SequenceState,
     TokenOutput,
 )
-from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits, compute_logprobs, sample_token
+from ontogeny.engine.sampling import TokenLogprobs, adjust_logits, compute_logprobs, sample_token
 from ontogeny.engine.scheduler import DecodeTask, PrefillTask, Scheduler
 from ontogeny.errors import BadInput
 
 MAX_WORKERS = 4
+log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
@@ -212,9 +214,10 @@ class Engine:
         for request in requests:
             if not (length := len(request.prompt)):
                 raise BadInput("a prompt needs at least one token")
-            if request.score_prompt and length > self.max_sequence_length:
+            if request.score_prompt and length > self.max_sequence_length + 1:
                 raise BadInput(
-                    f"{length} tokens to score are more than the model's context of {self.max_sequence_length}"
+                    f"{length} tokens to score are more than the model's context of {self.max_sequence_length} and "
+                    "the token after it"
                 )
         epoch = self.prefix_cache.epoch
         sequences = [
@@ -294,7 +297,7 @@ class Engine:
     def _prefill(self, batch: SequenceBatch, sequence: SequenceState) -> None:
         """Process one chunk of a prompt; the final chunk also yields the first token of the answer."""
         request, num_before = sequence.request, sequence.num_generated
-        scores_prompt = request.score_prompt and not num_before
+        scores_prompt = request.score_prompt and not sequence.is_scored
         if sequence.create_cache is not None:
             sequence.cache, sequence.create_cache = sequence.create_cache(), None
         logits = self._continue_from_prefix(sequence)
@@ -303,8 +306,12 @@ class Engine:
         if not sequence.unprocessed:
             sequence.next_logits = logits
             if scores_prompt:
+                sequence.is_scored = True
                 _send(sequence, sequence.prompt_logprobs)
-            self._append_token(batch, sequence)
+            if scores_prompt and request.max_tokens and len(sequence.tokens) > self.max_sequence_length:
+                sequence.drop_first_half(self.max_sequence_length)  # the last token of the prompt has no place
+            else:
+                self._append_token(batch, sequence)
         with self._lock:
             self.num_generated_tokens += sequence.num_generated - num_before
             sequence.is_busy = sequence.is_prefilling = False
@@ -374,6 +381,16 @@ class Engine:
             self._lock.notify_all()
 
     def _append_token(self, batch: SequenceBatch, sequence: SequenceState) -> None:
+        """Sample one more token from the logits of the sequence, or finish it; an error fails this sequence alone."""
+        try:
+            self._sample(batch, sequence)
+        except Exception:
+            log.exception("a token of a request could not be determined")
+            sequence.has_failed = True
+            if sequence in batch.slots:
+                self._finish(batch, sequence, "failed")
+
+    def _sample(self, batch: SequenceBatch, sequence: SequenceState) -> None:
         """Sample one more token from the logits of the sequence, or finish it."""
         request = sequence.request
         if sequence.num_generated >= request.max_tokens:
@@ -382,10 +399,7 @@ class Engine:
         logits = sequence.next_logits[: request.num_candidate_tokens]
         if request.logit_adjustments is not None:
             generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
-            try:
-                logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_tokens)
-            except ConstraintFailure:
-                return self._complete(batch, sequence, "length", is_cached=True)
+            logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_tokens)
         token = sample_token(logits, request.sampling_params, sequence.num_generated)
         logprobs = None
         if request.num_logprobs is not None:
@@ -407,7 +421,7 @@ class Engine:
         Args:
             is_cached: Whether the last token of the sequence is in the cache. The activations leave it out.
         """
-        if not sequence.request.returns_activations:
+        if not sequence.request.returns_activations or sequence.has_failed:
             return self._finish(batch, sequence, reason)
         cache = sequence.cache
         if cache is None:
@@ -418,12 +432,12 @@ class Engine:
     def _finish(
         self, batch: SequenceBatch, sequence: SequenceState, reason: str, activations: SequenceActivations | None = None
     ) -> None:
-        """Frees the slot of a sequence and sends the end of the answer."""
+        """Frees the slot of a sequence and sends the end of the answer; an answer with an error is never complete."""
         with self._lock:
             self._scheduler.remove(batch, sequence)
             duration = time.monotonic() - sequence.arrival_time
             self._mean_request_seconds += 0.1 * (duration - self._mean_request_seconds)
-        _send(sequence, FinishOutput(reason, activations))
+        _send(sequence, FinishOutput("failed" if sequence.has_failed else reason, activations))
 
 
 def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -> None:
@@ -448,12 +462,14 @@ def _default_num_workers() -> int:
 
 
 def _send(sequence: SequenceState, output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
-    """Call back with an output and return the answer. An error of the callback cancels its own request only."""
+    """Call back with an output and return the answer. An error of the callback fails its own request only."""
     try:
         return sequence.on_output(output)
-    except RuntimeError:  # the event loop of the client has closed
+    except ReceiverClosed:
         sequence.is_cancelled = True
     except Exception:
-        logging.getLogger(__name__).exception("the callback of a request raised an error")
-        sequence.is_cancelled = True
+        log.exception("the callback of a request raised an error")
+        sequence.has_failed = True
+        if isinstance(output, FinishOutput) and output.finish_reason != "failed":
+            return _send(sequence, FinishOutput("failed"))  # the receiver waits for an end
     return None

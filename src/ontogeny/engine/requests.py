@@ -81,12 +81,16 @@ class FinishOutput(NamedTuple):
 
     Attributes:
         finish_reason: `stop` (the end token, which is not part of the answer, or a stop string), `length`, `time`,
-            `cancelled` or `failed`.
+            `cancelled` or `failed` (an error in the engine or in the callback; the answer is not complete).
         activations: Those after a complete answer, without an end token, if the request asks for them.
     """
 
     finish_reason: str
     activations: SequenceActivations | None = None
+
+
+class ReceiverClosed(Exception):
+    """Raised by a callback whose receiver is gone, so that the answer is of no use to anyone."""
 
 
 # Receives the log-probabilities of the prompt (where requested), then tokens, then one `FinishOutput`; returning True
@@ -100,6 +104,8 @@ class SequenceState:
     While `is_busy`, it belongs to the thread that works on it, otherwise to the holder of the engine's lock.
 
     Attributes:
+        has_failed: Whether an error has occurred, so that the answer cannot be completed.
+        is_scored: Whether the log-probabilities of the prompt have been computed.
         arrival_time: When the request was submitted.
         waiting_since: When the request began to wait for a slot, the last time.
         cache: The cache of this sequence alone; None while it is part of the cache of a batch.
@@ -113,13 +119,14 @@ class SequenceState:
         self.request, self.on_output = request, on_output
         self.epoch = epoch if request.cache_epoch is None else request.cache_epoch
         self.arrival_time = self.waiting_since = time.monotonic()
-        self.is_cancelled = self.is_busy = self.is_prefilling = False
+        self.is_cancelled = self.has_failed = self.is_busy = self.is_prefilling = self.is_scored = False
         self.tokens = list(request.prompt)
         self.num_generated = 0
         self.cache_length = 0
         # The beginning of a long prompt is cut off, so that the answer, up to half the capacity, fits after it.
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
-        self.unprocessed = self.tokens if request.score_prompt else self.tokens[-(capacity - reserved) :]
+        # A context of tokens predicts the token after it too, so one token more can be scored than the cache holds.
+        self.unprocessed = self.tokens[:capacity] if request.score_prompt else self.tokens[-(capacity - reserved) :]
         self.cache: KVCache | None = None
         self.create_cache: Callable[[], KVCache] | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []

@@ -86,7 +86,7 @@ class Scheduler:
         return self.batches[-1]
 
     def expired(self) -> Iterator[tuple[SequenceBatch | None, SequenceState, str]]:
-        """Sequences that are cancelled or past their deadline and that no thread works on.
+        """Sequences that are cancelled, failed or past their deadline and that no thread works on.
 
         Yields:
             The batch (None for a waiting sequence, which is removed), the sequence and the finish reason.
@@ -94,6 +94,8 @@ class Scheduler:
         current_time = time.monotonic()
 
         def reason(sequence: SequenceState) -> str | None:
+            if sequence.has_failed:
+                return "failed"
             if sequence.is_cancelled:
                 return "cancelled"
             return "time" if sequence.request.deadline <= current_time else None

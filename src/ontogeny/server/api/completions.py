@@ -150,10 +150,10 @@ async def _prepare(
     """Applies the limits, reserves the queue, writes the training example, and creates one sequence per choice."""
     started_at, n, engine = time.monotonic(), body.num_candidates, deployment.engine
     for prompt in batch.prompts:
-        if batch.echo and len(prompt) > engine.max_sequence_length:
+        if batch.echo and len(prompt) > engine.max_sequence_length + 1:
             message = (
-                f"the prompt has {len(prompt)} tokens; only {engine.max_sequence_length} fit in the context window "
-                "for scoring"
+                f"the prompt has {len(prompt)} tokens; at most {engine.max_sequence_length + 1} can be scored: the "
+                f"context of {engine.max_sequence_length} and the token after it"
             )
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
     num_prompt_tokens, num_sequences = sum(map(len, batch.prompts)), n * len(batch.prompts)
@@ -169,7 +169,8 @@ async def _prepare(
     cleanup.callback(reservation.release)
     example = await teaching.add_prompt(request, deployment, key, batch.training_text)
     # The engine cuts a long prompt at its beginning.
-    prompts = [tuple(prompt[-engine.max_sequence_length :]) for prompt in batch.prompts]
+    num_usable = engine.max_sequence_length + batch.echo
+    prompts = [tuple(prompt[-num_usable:]) for prompt in batch.prompts]
     sequences = [
         GenerationRequest(
             served.weights,

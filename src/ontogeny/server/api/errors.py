@@ -29,6 +29,7 @@ ROUTING_MESSAGES = {
 }
 REUSED_KEY = "this Idempotency-Key was used before for another request; choose another key"
 INTERNAL_ERROR = "the server failed; see its log"
+GENERATION_ERROR = "an error occurred while the answer was generated, so it is not complete; see the server's log"
 STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,11 @@ def queue_full(seconds: float) -> ApiError:
 def unavailable(message: str, code: str = "unavailable") -> ApiError:
     """Creates the error of a server or deployment that cannot answer now."""
     return ApiError(503, message, code=code, headers={"Retry-After": UNAVAILABLE_RETRY_AFTER})
+
+
+def generation_failed() -> ApiError:
+    """Creates the error of an answer that could not be completed; the log has the cause."""
+    return ApiError(500, GENERATION_ERROR)
 
 
 def storage_unavailable(error: StorageUnavailable) -> ApiError:

@@ -93,7 +93,7 @@ class SessionCaller(NamedTuple):
         except BadInput as error:
             raise errors.bad_request(str(error)) from None
         except GenerationFailed:
-            raise errors.unavailable("the engine has failed") from None
+            raise errors.generation_failed() from None
         except TimeoutError:
             raise errors.timed_out() from None
 

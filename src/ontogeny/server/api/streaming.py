@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fastapi import Request
 
 from ontogeny.engine.engine import Engine, QueueFull, QueueReservation
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, ReceiverClosed, TokenOutput
 from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ class OutputStream(AsyncIterator[OutputDelta]):
         reservation: Places in the queue of the engine.
 
     Raises:
-        ApiError: The engine has stopped. While iterating: it has failed.
+        ApiError: The engine has stopped. While iterating: generation has failed, or the server stops.
         ClientDisconnected: While iterating: the client has closed the connection.
     """
 
@@ -58,7 +58,10 @@ class OutputStream(AsyncIterator[OutputDelta]):
 
         def put(output: OutputDelta) -> None:
             """Hands an output from a thread of the engine to the event loop."""
-            loop.call_soon_threadsafe(self._queue.put_nowait, output)
+            try:
+                loop.call_soon_threadsafe(self._queue.put_nowait, output)
+            except RuntimeError:  # the event loop has closed
+                raise ReceiverClosed from None
 
         texts = [TextStream(tokenizer, stops, _min_tokens(sequence)) for sequence in sequences]
         callbacks = [_output_callback(index, text, put) for index, text in enumerate(texts)]
@@ -81,7 +84,9 @@ class OutputStream(AsyncIterator[OutputDelta]):
         if output is None:
             raise ClientDisconnected
         if output.end_reason == "failed":
-            raise errors.unavailable("the engine has failed")
+            raise errors.generation_failed()
+        if output.end_reason == "cancelled":  # by the server, which stops
+            raise errors.unavailable("the server stopped before the answer was complete")
         self._num_running -= output.end_reason is not None
         return output
 
@@ -107,7 +112,8 @@ def _output_callback(
         if isinstance(output, TokenOutput):
             put(OutputDelta(index, text.push(output.token), output))
         elif isinstance(output, FinishOutput):
-            put(OutputDelta(index, text.finish(), end_reason=output.finish_reason))
+            is_failed = output.finish_reason == "failed"
+            put(OutputDelta(index, "" if is_failed else text.finish(), end_reason=output.finish_reason))
         else:
             put(OutputDelta(index, prompt_logprobs=output))
         return text.stopped

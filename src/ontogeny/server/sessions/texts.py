@@ -21,7 +21,13 @@ from jaxtyping import Float, Int32
 from ontogeny import trees
 from ontogeny.content.transformer import KVCache, TransformerWeights
 from ontogeny.engine.engine import Engine
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceActivations, TokenOutput
+from ontogeny.engine.requests import (
+    FinishOutput,
+    GenerationRequest,
+    ReceiverClosed,
+    SequenceActivations,
+    TokenOutput,
+)
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
@@ -186,7 +192,7 @@ class TextSessions(SessionManager[TextSession]):
             UnknownSession: The key has no session of this id.
             QueueFull: Too many requests of this key wait.
             TimeoutError: The deadline passed; the session is unchanged.
-            GenerationFailed: The engine has failed; the session is unchanged.
+            GenerationFailed: An error occurred in the engine; the session is unchanged.
         """
         generated = [] if generated is None else generated
         async with self.turns.take(key, id):
@@ -362,7 +368,10 @@ async def _generate(engine: Engine, request: GenerationRequest, generated: list[
         if isinstance(output, TokenOutput):
             generated.append(output.token)
         elif isinstance(output, FinishOutput):
-            loop.call_soon_threadsafe(finish, output)
+            try:
+                loop.call_soon_threadsafe(finish, output)
+            except RuntimeError:  # the event loop has closed
+                raise ReceiverClosed from None
 
     handle = engine.submit(request, on_output)
     try:
