@@ -294,8 +294,8 @@ def test_an_error_of_sampling_fails_its_request_alone(engine, weights, monkeypat
     sound, broken = (make_request(weights, max_tokens=5, params=GREEDY) for _ in range(2))
     expected = answer(engine, sound)
     monkeypatch.setattr("ontogeny.engine.engine.adjust_logits", lambda *_: 1 / 0)
-    (_, _, reason), other = answer_all(engine, [broken._replace(logit_adjustments=adjustments), sound])
-    assert reason == "failed" and other == expected and engine.failure is None
+    (_, _, reason), undisturbed = answer_all(engine, [broken._replace(logit_adjustments=adjustments), sound])
+    assert reason == "failed" and undisturbed == expected and engine.failure is None
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 3])

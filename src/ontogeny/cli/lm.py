@@ -147,6 +147,9 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(help="Number of tokens scored per window; by default half of the context length.")
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Number of windows computed together; by default as many as fit into 128 MiB.")
+    ] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
     ] = False,
@@ -172,12 +175,16 @@ def evaluate(
             raise BadInput("--online requires a --text")
         if stride is not None:
             raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
+        if batch_size is not None:
+            raise BadInput(
+                "--batch-size is for frozen weights; with --online each chunk is learned before the next one"
+            )
         record = _evaluate_online(model, text, learning or "", allow_overlap, seed)
         rows = _online_rows(record)
     else:
         from ontogeny.lm.evaluation import as_record
 
-        evaluation = _evaluate_frozen(model, text, stride, allow_overlap)
+        evaluation = _evaluate_frozen(model, text, stride, batch_size, allow_overlap)
         record = {"text": None if text is None else text.name} | as_record(evaluation)
         rows = _evaluation_rows(evaluation, text)
     shared.output_report({"model": str(run)} | record, {"model": str(run)} | rows, out, as_json=as_json)
@@ -190,7 +197,7 @@ def _completion_record(completion: "Completion", prompt: str, seed: int, index: 
 
 
 def _evaluate_frozen(
-    model: "LanguageModel", text: Path | None, stride: int | None, allow_overlap: bool
+    model: "LanguageModel", text: Path | None, stride: int | None, batch_size: int | None, allow_overlap: bool
 ) -> "TextEvaluation":
     """The scores of a text, or of the text that the run held out."""
     from ontogeny.lm.evaluation import evaluate, evaluate_held_out, read_text
@@ -198,8 +205,10 @@ def _evaluate_frozen(
     content = None if text is None else read_text(text)
     with shared.progress("evaluating", "tokens") as update:
         if content is None:
-            return evaluate_held_out(model, stride=stride, on_progress=update)
-        evaluation = evaluate(model, content, stride=stride, allow_overlap=allow_overlap, on_progress=update)
+            return evaluate_held_out(model, stride=stride, batch_size=batch_size, on_progress=update)
+        evaluation = evaluate(
+            model, content, stride=stride, batch_size=batch_size, allow_overlap=allow_overlap, on_progress=update
+        )
     if evaluation.overlap is None:
         shared.print_note(
             "the training text of this model is unknown, so the overlap of the text with it was not checked"
@@ -264,6 +273,8 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
         "window": f"{evaluation.context_length} tokens, stride {evaluation.stride}",
         "interval": segments,
     }
+    if evaluation.num_unscored_bytes:
+        rows["not scored"] = f"{evaluation.num_unscored_bytes:,} bytes of the first token"
     if (overlap := evaluation.overlap) is not None:
         ngrams = f"{overlap.num_ngrams:,} {overlap.ngram_size}-grams of words"
         rows["overlap"] = f"{overlap.fraction:.2%} of {ngrams} are in the training text"

@@ -31,6 +31,7 @@ from ontogeny.types import Key, Weights, WorldModel
 
 ARCHITECTURES = ("gpt2", "llama", "qwen3")
 POSITION_ENCODINGS = ("learned", "rotary")
+MAX_LOGITS = 1 << 24  # that `last_token_losses` computes at a time: 64 MiB
 
 
 class TransformerConfig(NamedTuple):
@@ -312,6 +313,13 @@ def forward(
     Raises:
         BadInput: If the sequences are longer than the context length.
     """
+    return _project_logits(config, weights, _run_blocks(config, weights, tokens, compute_dtype))
+
+
+def _run_blocks(
+    config: TransformerConfig, weights: TransformerWeights, tokens: Array, compute_dtype: DTypeLike
+) -> Float[Array, "B T W"]:
+    """The residual stream of whole sequences after the last block; arguments as in `forward`."""
     T = tokens.shape[1]
     if config.context_length < T:
         raise BadInput(f"{T} tokens are more than the model's context of {config.context_length}")
@@ -323,7 +331,7 @@ def forward(
         mask = visibility(positions, positions[0], config.window(layer))
         attended = transformer_block.attend(queries, keys, values, mask)
         stream = transformer_block.finish_block(settings, block, stream, attended)
-    return _project_logits(config, weights, stream)
+    return stream
 
 
 def token_losses(
@@ -336,6 +344,36 @@ def token_losses(
     logits = forward(config, weights, tokens[:, :-1], compute_dtype)
     target_logits = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - target_logits
+
+
+def last_token_losses(
+    config: TransformerConfig, weights: TransformerWeights, tokens: Integer[Array, "B T"], num_scored: int
+) -> Float[Array, "B N"]:
+    """Computes the losses of `token_losses` of the last tokens alone, without gradients in mind.
+
+    Logits exist for a part of the tokens at a time, so that memory does not grow with batch x context x vocabulary.
+
+    Args:
+        config: Config of the weights.
+        weights: Of the model.
+        tokens: Sequences of 2 to `context_length` + 1 tokens.
+        num_scored: How many tokens at the end of each sequence are scored, 1 to T - 1.
+    """
+    stream = _run_blocks(config, weights, tokens[:, :-1], jnp.float32)[:, -num_scored:]
+    targets = tokens[:, -num_scored:]
+    num_tokens = targets.size
+    num_parts = -(-num_tokens * config.vocab_size // MAX_LOGITS)
+    part_size = -(-num_tokens // num_parts)
+    padding = num_parts * part_size - num_tokens
+    streams = jnp.pad(stream.reshape(num_tokens, -1), ((0, padding), (0, 0))).reshape(num_parts, part_size, -1)
+
+    def losses(part: tuple[Array, Array]) -> Array:
+        logits = _project_logits(config, weights, part[0])
+        target_logits = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - target_logits
+
+    parts = jnp.pad(targets.reshape(-1), (0, padding)).reshape(num_parts, part_size)
+    return jax.lax.map(losses, (streams, parts)).reshape(-1)[:num_tokens].reshape(targets.shape)
 
 
 def init_cache(

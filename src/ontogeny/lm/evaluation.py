@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ontogeny.content import transformer
+from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, optimization
+from ontogeny.lm import corpus
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.overlap import TextOverlap, measure_overlap
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
 from ontogeny.stats import RatioEstimate, ratio_of_sums
 
-WINDOWS_PER_CALL = 16
+MAX_BATCH_SIZE = 16
+MAX_BATCH_NUMBERS = 1 << 25  # of the largest array of a batch: 128 MiB
 MAX_OVERLAP = 0.01  # the fraction of shared 13-grams above which a text counts as training text
 TARGET_SEGMENTS = 100  # about as many segments for the interval: long ones, since nearby tokens are correlated
 OnTokensProgress = Callable[[int, int], None]
@@ -32,7 +35,8 @@ class TextEvaluation(NamedTuple):
     Attributes:
         perplexity: Per token.
         num_tokens: Tokens that were scored.
-        num_bytes: Bytes of UTF-8 that these tokens encode.
+        num_bytes: Bytes of UTF-8 that these tokens encode. The name of a special token in a text counts as text.
+        num_unscored_bytes: Further bytes of the text: those of a first token before which the model knows no other.
         segment_size: Tokens per segment.
         overlap: With the training text; None where that is unknown.
         losses: [N], nats of the scored tokens in their order.
@@ -43,6 +47,7 @@ class TextEvaluation(NamedTuple):
     nats_per_token: RatioEstimate
     num_tokens: int
     num_bytes: int
+    num_unscored_bytes: int
     num_segments: int
     segment_size: int
     context_length: int
@@ -62,6 +67,7 @@ def evaluate(
     text: str,
     *,
     stride: int | None = None,
+    batch_size: int | None = None,
     max_overlap: float = MAX_OVERLAP,
     allow_overlap: bool = False,
     on_progress: OnTokensProgress | None = None,
@@ -70,8 +76,9 @@ def evaluate(
 
     Args:
         model: As `ontogeny.load` returns it.
-        text: At least as many tokens as the model's context length.
+        text: One of at least one token. A text shorter than the context is one window.
         stride: Tokens scored per window, 1 to the context length; by default half of it.
+        batch_size: Windows that are computed together; by default chosen by the sizes of the model.
         max_overlap: The largest fraction of 13-grams of words that the training text may contain, 0 to 1.
         allow_overlap: Whether a text of larger overlap is scored all the same.
         on_progress: Called with the number of scored tokens and of all tokens.
@@ -80,21 +87,29 @@ def evaluate(
         Perplexity, bits per byte and nats per token with their intervals.
 
     Raises:
-        BadInput: The text is too short, cannot be tokenized or overlaps the training text.
+        BadInput: The text has nothing to score, cannot be tokenized or overlaps the training text, or its losses are
+            not finite.
     """
     tokens = model.tokenizer.encode(text)
     overlap = check_overlap(model, text, max_overlap=max_overlap, allow_overlap=allow_overlap)
-    return _evaluate_tokens(model, tokens, stride, overlap, on_progress)
+    evaluation = _evaluate_tokens(model, tokens, np.ones(len(tokens), bool), stride, batch_size, on_progress)
+    num_unscored = max(len(text.encode()) - evaluation.num_bytes, 0)
+    return evaluation._replace(overlap=overlap, num_unscored_bytes=num_unscored)
 
 
 def evaluate_held_out(
-    model: LanguageModel, *, stride: int | None = None, on_progress: OnTokensProgress | None = None
+    model: LanguageModel,
+    *,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    on_progress: OnTokensProgress | None = None,
 ) -> TextEvaluation:
     """Score the text that the model's own run has held out.
 
     Args:
         model: A model that was trained by ontogeny.
         stride: Tokens scored per window, 1 to the context length; by default half of it.
+        batch_size: Windows that are computed together; by default chosen by the sizes of the model.
         on_progress: Called with the number of scored tokens and of all tokens.
 
     Raises:
@@ -103,7 +118,9 @@ def evaluate_held_out(
     if model.run is None:
         raise BadInput("this model was not trained by ontogeny, so no held-out text is known: name a --text")
     tokens = np.asarray(corpus.load_corpus(model.run).held_out)
-    return _evaluate_tokens(model, tokens, stride, None, on_progress)
+    separators = [token for token in (model.tokenizer.start, model.tokenizer.end) if token is not None]
+    # The tokens between documents are no text.
+    return _evaluate_tokens(model, tokens, ~np.isin(tokens, separators), stride, batch_size, on_progress)
 
 
 def check_overlap(
@@ -140,6 +157,7 @@ def token_losses(
     tokens: Sequence[int] | np.ndarray,
     *,
     stride: int | None = None,
+    batch_size: int | None = None,
     on_progress: OnTokensProgress | None = None,
 ) -> np.ndarray:
     """Compute the loss of each token but the first by sliding windows.
@@ -148,6 +166,7 @@ def token_losses(
         model: As `ontogeny.load` returns it.
         tokens: [T], at least 2.
         stride: Tokens scored per window, 1 to the context length; by default half of it.
+        batch_size: Windows that are computed together; by default chosen by the sizes of the model.
         on_progress: Called with the number of scored tokens and of all tokens.
 
     Returns:
@@ -155,22 +174,37 @@ def token_losses(
     """
     context_length, tokens = model.config.context_length, np.asarray(tokens, np.int32)
     stride = choose_stride(context_length, stride)
+    batch_size = choose_batch_size(model.config, batch_size)
     num_losses = len(tokens) - 1
     size = min(context_length, num_losses)
     # Window w scores the tokens up to its end; the last window ends with the text and overlaps the one before it more.
     ends = [min(size + w * stride, num_losses) for w in range(1 + -(-(num_losses - size) // stride))]
     losses, num_done = np.empty(num_losses), 0
-    for first in range(0, len(ends), WINDOWS_PER_CALL):
-        batch = ends[first : first + WINDOWS_PER_CALL]
-        padded = np.array(batch + batch[:1] * (WINDOWS_PER_CALL - len(batch)))
-        windows = tokens[padded[:, None] - size + np.arange(size + 1)]
-        window_losses = np.asarray(optimization.window_losses(model.config, "float32", model.weights, windows))
-        for row, end in zip(window_losses, batch, strict=False):
-            losses[num_done:end] = row[size - (end - num_done) :]
+    # The first window scores all of its tokens, the other ones the last `stride` at most.
+    batches = [ends[:1], *(ends[first : first + batch_size] for first in range(1, len(ends), batch_size))]
+    for batch in batches:
+        windows = tokens[np.array(batch)[:, None] - size + np.arange(size + 1)]
+        num_scored = min(stride, size) if num_done else size
+        window_losses = np.asarray(_last_token_losses(model.config, model.weights, windows, num_scored))
+        for row, end in zip(window_losses, batch, strict=True):
+            losses[num_done:end] = row[num_scored - (end - num_done) :]
             num_done = end
         if on_progress is not None:
             on_progress(num_done, num_losses)
     return losses
+
+
+_last_token_losses = jax.jit(transformer.last_token_losses, static_argnums=(0, 3))
+
+
+def choose_batch_size(config: TransformerConfig, batch_size: int | None) -> int:
+    """Check a number of windows per batch; None becomes as many as fit into a fixed memory, at most 16."""
+    if batch_size is None:
+        numbers_per_window = config.context_length * max(config.num_heads * config.context_length, config.mlp_width)
+        return min(max(MAX_BATCH_NUMBERS // numbers_per_window, 1), MAX_BATCH_SIZE)
+    if batch_size < 1:
+        raise BadInput(f"a batch has at least one window, not {batch_size}")
+    return batch_size
 
 
 def choose_stride(context_length: int, stride: int | None) -> int:
@@ -212,7 +246,15 @@ def as_record(evaluation: TextEvaluation) -> dict[str, Any]:
         return {"mean": estimate.mean, "interval": interval}
 
     estimates = ("perplexity", "bits_per_byte", "nats_per_token")
-    values = ("num_tokens", "num_bytes", "num_segments", "segment_size", "context_length", "stride")
+    values = (
+        "num_tokens",
+        "num_bytes",
+        "num_unscored_bytes",
+        "num_segments",
+        "segment_size",
+        "context_length",
+        "stride",
+    )
     return {name: plain(getattr(evaluation, name)) for name in estimates} | {
         **{name: getattr(evaluation, name) for name in values},
         "overlap": None if evaluation.overlap is None else evaluation.overlap._asdict(),
@@ -222,30 +264,31 @@ def as_record(evaluation: TextEvaluation) -> dict[str, Any]:
 
 
 def token_bytes(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
-    """Count the bytes of UTF-8 that each token encodes, [N] float64."""
+    """Count the bytes of UTF-8 that each token encodes, [N] float64; those of a special token are its name."""
     distinct, index = np.unique(tokens, return_inverse=True)
-    return np.array([len(model.tokenizer.bytes_of(int(token))) for token in distinct], np.float64)[index]
+    return np.array([len(model.tokenizer.source_of(int(token))) for token in distinct], np.float64)[index]
 
 
 def _evaluate_tokens(
     model: LanguageModel,
     tokens: np.ndarray,
+    is_text: np.ndarray,
     stride: int | None,
-    overlap: TextOverlap | None,
+    batch_size: int | None,
     on_progress: OnTokensProgress | None,
 ) -> TextEvaluation:
-    """Score tokens and estimate all quantities with their intervals."""
+    """Score tokens and estimate all quantities with their intervals over those that are text."""
     context_length, tokenizer = model.config.context_length, model.tokenizer
     stride = choose_stride(context_length, stride)
-    if len(tokens) < context_length:
-        raise BadInput(f"the text has {len(tokens):,} tokens, fewer than the model's context of {context_length}")
     if tokenizer.start is not None and (not len(tokens) or tokens[0] != tokenizer.start):
-        tokens = np.concatenate([[tokenizer.start], tokens])  # so that the first token is scored too
-    losses = token_losses(model, tokens, stride=stride, on_progress=on_progress)
-    targets = np.asarray(tokens[1:])
-    separators = [token for token in (tokenizer.start, tokenizer.end) if token is not None]
-    is_text = ~np.isin(targets, separators)  # the tokens between documents are no text
-    losses, num_bytes = losses[is_text], token_bytes(model, targets[is_text])
+        # So that the first token is scored too.
+        tokens, is_text = np.concatenate([[tokenizer.start], tokens]), np.concatenate([[False], is_text])
+    if not is_text[1:].any():
+        raise BadInput("the text has no token that can be scored after another one")
+    losses = token_losses(model, tokens, stride=stride, batch_size=batch_size, on_progress=on_progress)
+    if not np.isfinite(losses).all():
+        raise BadInput("the model's losses on this text are not finite numbers, so nothing is reported")
+    losses, num_bytes = losses[is_text[1:]], token_bytes(model, np.asarray(tokens[1:])[is_text[1:]])
     segment_size = max(context_length, -(-len(losses) // TARGET_SEGMENTS))
     nats_per_token, bits_per_byte, num_segments = summarize(losses, num_bytes, segment_size)
     with np.errstate(over="ignore"):
@@ -256,10 +299,11 @@ def _evaluate_tokens(
         nats_per_token,
         len(losses),
         int(num_bytes.sum()),
+        0,
         num_segments,
         segment_size,
         context_length,
         stride,
-        overlap,
+        None,
         losses,
     )

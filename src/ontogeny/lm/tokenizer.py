@@ -67,6 +67,10 @@ class Tokenizer(Protocol):
         """The UTF-8 bytes of a token; none for the end token."""
         ...
 
+    def source_of(self, token: int) -> bytes:
+        """The UTF-8 bytes of text that encode to a token: `bytes_of`, and the name of a special token."""
+        ...
+
     def as_json(self) -> str:
         """The tokenizer in the format of `tokenizer.json`."""
         ...
@@ -91,6 +95,8 @@ class ByteTokenizer:
     def bytes_of(self, token: int) -> bytes:
         """The byte of a token."""
         return bytes([token]) if token < NUM_BYTES else b""
+
+    source_of = bytes_of  # no text encodes to the end token
 
     def as_json(self) -> str:
         """The tokenizer in the format of `tokenizer.json`."""
@@ -132,6 +138,8 @@ class CharacterTokenizer:
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token's character."""
         return self.alphabet[token : token + 1].encode()
+
+    source_of = bytes_of  # no text encodes to the end token
 
     def as_json(self) -> str:
         """The tokenizer in the format of `tokenizer.json`."""
@@ -183,6 +191,7 @@ class BPETokenizer:
         self._is_byte_level = _is_byte_level(library)
         to_bytes = _byte_level_bytes if self._is_byte_level else _sentencepiece_bytes
         self._bytes = [b""] * self.size
+        self._special_names = {token: word.content.encode() for token, word in added.items() if word.special}
         for word, token in vocabulary.items():
             if token in added:
                 self._bytes[token] = b"" if added[token].special else word.encode()
@@ -202,6 +211,10 @@ class BPETokenizer:
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token; none for a number beyond the vocabulary, for which a model may have a logit."""
         return self._bytes[token] if token < self.size else b""
+
+    def source_of(self, token: int) -> bytes:
+        """The UTF-8 bytes of text that encode to a token: `bytes_of`, and the name of a special token."""
+        return self._special_names.get(token) or self.bytes_of(token)
 
     def as_json(self) -> str:
         """The tokenizer in the format of `tokenizer.json`."""
