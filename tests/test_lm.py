@@ -331,6 +331,54 @@ def test_perplexity_and_bits_per_byte_follow_from_the_losses(model):
     assert record["num_segments"] == result.num_segments
 
 
+@pytest.mark.parametrize("num_bytes", [1, 5, 15, 16, 17])
+def test_a_text_shorter_than_the_context_is_scored(model, num_bytes):
+    text = UNSEEN_TEXT[:num_bytes]
+    result = evaluation.evaluate(model, text, allow_overlap=True)
+    tokens = np.concatenate([[model.tokenizer.start], model.tokenizer.encode(text)])
+    expected = evaluation.token_losses(model, tokens, stride=1)
+    if num_bytes <= model.config.context_length:
+        np.testing.assert_allclose(result.losses, expected, atol=1e-5)
+    assert (result.num_bytes, result.num_unscored_bytes) == (num_bytes, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16, None])
+def test_the_batch_size_changes_no_loss_beyond_rounding(model, batch_size, monkeypatch):
+    tokens = model.tokenizer.encode(UNSEEN_TEXT[:150])
+    expected = evaluation.token_losses(model, tokens, stride=5, batch_size=7)
+    monkeypatch.setattr("ontogeny.content.transformer.MAX_LOGITS", 3 * model.config.vocab_size)  # parts of 3 tokens
+    evaluation._last_token_losses.clear_cache()
+    shapes, compute = [], evaluation._last_token_losses
+    monkeypatch.setattr(evaluation, "_last_token_losses", lambda *a: shapes.append(a[2].shape) or compute(*a))
+    losses = evaluation.token_losses(model, tokens, stride=5, batch_size=batch_size)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    # No window is computed twice, and no batch is filled up.
+    assert sum(shape[0] for shape in shapes) == 1 + -(-(len(tokens) - 1 - 16) // 5)
+    compute.clear_cache()
+
+
+def test_the_names_of_special_tokens_in_a_text_are_bytes_of_it():
+    """Bits per byte are those of the whole text, in which `<|endoftext|>` are 13 bytes and one token."""
+    text = ("one " + tokenizers.END) * 20
+    tokenizer = tokenizers.train_tokenizer("bpe", 260, [text])
+    config = transformer.make_config("gpt2", tokenizer.size, 16, num_layers=1, num_heads=1, width=8)
+    model = models.LanguageModel(config, transformer.init_weights(jax.random.key(0), config), tokenizer)
+    result = evaluation.evaluate(model, text)
+    assert (result.num_bytes, result.num_unscored_bytes) == (len(text), 0)
+    assert result.num_tokens == len(tokenizer.encode(text)) and tokenizer.end in tokenizer.encode(text)
+    np.testing.assert_allclose(result.bits_per_byte.mean, result.losses.sum() / np.log(2) / len(text))
+    first = evaluation.evaluate(model, tokenizers.END + "one one")  # a text that begins with its own first token
+    assert (first.num_bytes, first.num_unscored_bytes) == (7, 13)
+    with pytest.raises(BadInput, match="no token that can be scored"):
+        evaluation.evaluate(model, tokenizers.END)
+
+
+def test_losses_that_are_not_finite_are_an_error_and_no_report(model):
+    broken = model._replace(weights=model.weights._replace(norm=model.weights.norm._replace(bias=np.full(16, np.nan))))
+    with pytest.raises(BadInput, match="not finite"):
+        evaluation.evaluate(broken, UNSEEN_TEXT[:100], allow_overlap=True)
+
+
 def test_intervals_cover_the_mean_as_often_as_they_claim():
     generator, num_covered = np.random.default_rng(0), 0
     for _ in range(400):
@@ -578,7 +626,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
         (["lm", "generate", "RUN", "--temperature", "-1"], "the temperature must lie between"),
         (["lm", "generate", "RUN", "--top-p", "1.5"], "top-p must lie between 0 and 1"),
         (["lm", "generate", "RUN", "--max-tokens", "0"], "at least one token"),
-        (["lm", "evaluate", "RUN", "--text", "short.txt"], "fewer than the model's context of 16"),
+        (["lm", "evaluate", "RUN", "--batch-size", "0"], "a batch has at least one window, not 0"),
         (["lm", "evaluate", "RUN", "--text", "binary"], "is not text"),
         (["lm", "evaluate", "RUN", "--stride", "17"], "the stride must lie between 1 and the model's context of 16"),
         (["lm", "evaluate", "RUN", "--env", "bandit"], "--env"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ontogeny import trees
 from ontogeny.audit.prequential.certificate import CertificateConfig, certify
 from ontogeny.audit.prequential.passes import passes_by_instance
+from ontogeny.cli import shared
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
 from ontogeny.lm import online, online_learner, prequential_predictor
@@ -81,10 +82,26 @@ def test_learning_from_a_chunk_before_it_is_scored_is_detected(monkeypatch):
 
 def test_a_learner_that_diverges_is_reported_as_diverged():
     config = change(optimizer="sgd", learning_rate=1e30, max_gradient_norm=math.inf)
-    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses are not finite"):
+    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses or weights are not finite"):
         prequential_predictor.make_predictor(MODEL, config)(TOKENS)
-    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses are not finite"):
+    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses or weights are not finite"):
         run_condition(config=config)
+
+
+def test_weights_that_diverge_in_the_last_step_are_reported_as_diverged(monkeypatch):
+    """The losses of all chunks are finite, since no chunk is scored after the last step."""
+    monkeypatch.setattr(online.trees, "is_finite", lambda _: False)
+    with pytest.raises(BadInput, match="the learner diverged"):
+        run_condition(config=CONFIG)
+
+
+def test_reports_are_strict_json():
+    record = {"interval": (0.0, math.nan), "gain": {"mean": 1.0, "low": math.nan, "high": math.inf}, "text": "a"}
+    assert shared.strict_json(record) == {
+        "interval": [0.0, None], "gain": {"mean": 1.0, "low": None, "high": None}, "text": "a",
+    }  # fmt: skip
+    with pytest.raises(BadInput, match=r"the result 'gain\.mean' is not a finite number"):
+        shared.strict_json({"gain": {"mean": math.nan}})
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -106,7 +106,7 @@ def prequential(
         history.end({"certified": record["certified"], "not passed": failures})
     content = _write({"seed": seed} | record, out, html)
     if as_json:
-        typer.echo(json.dumps(content))
+        typer.echo(json.dumps(content, allow_nan=False))
     elif calibrate is not None:
         _print_calibration(content)
     else:

@@ -108,7 +108,8 @@ def generate(
         return
     for number, completion in enumerate(completions):
         if as_json:
-            typer.echo(json.dumps(_completion_record(completion, prompts[number // n], seed, number % n)))
+            record = _completion_record(completion, prompts[number // n], seed, number % n)
+            typer.echo(json.dumps(record, allow_nan=False))
         else:
             title = f"--- prompt {number // n + 1}, completion {number % n + 1}"
             typer.echo(f"{title}\n{prompts[number // n]}{completion.text}")
@@ -176,9 +177,7 @@ def evaluate(
         if stride is not None:
             raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
         if batch_size is not None:
-            raise BadInput(
-                "--batch-size is for frozen weights; with --online each chunk is learned before the next one"
-            )
+            raise BadInput("--batch-size is for frozen weights; --online reads one chunk after another")
         record = _evaluate_online(model, text, learning or "", allow_overlap, seed)
         rows = _online_rows(record)
     else:
@@ -274,7 +273,7 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
         "interval": segments,
     }
     if evaluation.num_unscored_bytes:
-        rows["not scored"] = f"{evaluation.num_unscored_bytes:,} bytes of the first token"
+        rows["not scored"] = f"{evaluation.num_unscored_bytes:,} bytes of the text, which no scored token encodes"
     if (overlap := evaluation.overlap) is not None:
         ngrams = f"{overlap.num_ngrams:,} {overlap.ngram_size}-grams of words"
         rows["overlap"] = f"{overlap.fraction:.2%} of {ngrams} are in the training text"

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 import os
 import sys
 import time
@@ -129,12 +130,39 @@ def open_store(state_dir: Path, *, read_only: bool = False) -> "Store":
     return Store(state_dir, create=False, read_only=read_only)
 
 
+INTERVAL_ENDS = ("low", "high", "interval")  # null where there is too little data for an interval
+
+
+def strict_json(content: Any, path: str = "") -> Any:
+    """Convert a record to values of strict JSON.
+
+    Args:
+        content: Dictionaries, sequences and scalars.
+        path: Where in the record they stand.
+
+    Returns:
+        The same values; the end of an interval that is not finite becomes null.
+
+    Raises:
+        BadInput: Another number is not finite.
+    """
+    if isinstance(content, Mapping):
+        return {name: strict_json(part, f"{path}.{name}" if path else str(name)) for name, part in content.items()}
+    if isinstance(content, list | tuple):
+        return [strict_json(part, path) for part in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        if path.rpartition(".")[2] in INTERVAL_ENDS:
+            return None
+        raise BadInput(f"the result '{path}' is not a finite number ({content}), so no report is written")
+    return content
+
+
 def write_report(out: Path | None, record: Mapping[str, Any]) -> dict[str, Any]:
     """Add the format number to a record, and write it to a new file where one was requested."""
     from ontogeny.runs.files import write_json
     from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
-    report = {"format": FORMATS[JSON_REPORT]} | dict(record)
+    report = {"format": FORMATS[JSON_REPORT]} | strict_json(record)
     if out is not None:
         write_json(out, report)
     return report
@@ -144,7 +172,7 @@ def output_report(record: Mapping[str, Any], rows: Mapping[str, str], out: Path 
     """Write a record as `write_report` does, and print it as JSON, or its most important values as two columns."""
     report = write_report(out, record)
     if as_json:
-        typer.echo(json.dumps(report))
+        typer.echo(json.dumps(report, allow_nan=False))
     else:
         print_table(rows.items())
 

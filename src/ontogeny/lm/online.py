@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
 
+from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
@@ -197,7 +198,10 @@ def run_condition(
     is_finite = np.isfinite(losses) & np.isfinite(after_reset)
     if not is_finite.all():
         raise BadInput(explain_divergence(int(is_finite.argmin())) if online else NON_FINITE_LOSSES)
-    return ConditionResult(losses, after_reset, learner.full_weights(pretrained, state.content))
+    weights = learner.full_weights(pretrained, state.content)
+    if online and not trees.is_finite(weights):
+        raise BadInput(explain_divergence(len(losses)))
+    return ConditionResult(losses, after_reset, weights)
 
 
 def explain_divergence(num_tokens: int) -> str:
@@ -207,8 +211,8 @@ def explain_divergence(num_tokens: int) -> str:
         num_tokens: Number of tokens whose losses are finite.
     """
     return (
-        f"the learner diverged: after {num_tokens} tokens its losses are not finite; use a smaller learning rate "
-        "(--learning learning_rate=...)"
+        f"the learner diverged: after {num_tokens} tokens its losses or weights are not finite; use a smaller "
+        "learning rate (--learning learning_rate=...)"
     )
 
 
