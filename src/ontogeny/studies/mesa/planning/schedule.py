@@ -74,9 +74,9 @@ def planning_budgets() -> dict[str, PlanningBudget]:
         "brief": PlanningBudget(
             brief_cells,
             num_runs=2,
-            training=TrainingPlan(200, batch_size=16),
+            training=TrainingPlan(100, batch_size=16),
             measurement=MeasurementPlan(
-                (0, 100, 200), num_curve_streams=32, num_streams=32, runs_at_once=4, has_further_measures=False
+                (0, 50, 100), num_curve_streams=16, num_streams=16, runs_at_once=4, has_further_measures=False
             ),
             num_together=4,
             is_brief=True,
