@@ -32,7 +32,7 @@ LAYERS = [  # from the lowest on; modules and packages of one layer do not impor
     ("parallel",),
     ("lifetimes",),
     ("environments", "content", "steering"),
-    ("agents",),
+    ("agents", "kernels"),
     ("runs",),
     ("development",),
     ("stages",),

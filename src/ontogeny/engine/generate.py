@@ -10,7 +10,7 @@ Letters: R sequences, K tokens of a chunk, N tokens of one compiled call.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
 
+from ontogeny import kernels
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.engine.sampling import (
@@ -32,6 +33,9 @@ from ontogeny.engine.text_stream import TextStream
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import begin_prompt
+
+if TYPE_CHECKING:
+    from ontogeny.engine.kernel_batch import KernelBatch
 
 PREFILL_CHUNK = 32  # K, tokens of a prompt per prefill call
 TOKENS_PER_CALL = 16  # N, decode steps between two updates of the text
@@ -199,8 +203,7 @@ def generate_from_tokens(
         on_text: Receives the number of a completion and each part of its text as soon as it is final.
     """
     seeds = [sampling_params.seed] * len(prompts) if seeds is None else seeds
-    end_tokens, size = tuple(sorted(model.tokenizer.end_tokens)), model.tokenizer.size
-    lm_head = jax.jit(transformer.transposed_lm_head)(model.weights)
+    batch = _make_batch(model, prompts, max_tokens, sampling_params, seeds)
     streams = [TextStream(model.tokenizer, stop) for _ in prompts]
     generated: list[list[int]] = [[] for _ in prompts]
     texts = ["" for _ in prompts]
@@ -210,34 +213,81 @@ def generate_from_tokens(
         if text and on_text is not None:
             on_text(index, text)
 
-    state = start(model, prompts, max_tokens, sampling_params)
-    while np.any(np.asarray(state.num_remaining) > 0):
-        state = shift_full_caches(model, state, [[*p, *new] for p, new in zip(prompts, generated, strict=True)])
-        uniforms = _draw_uniforms(seeds, [len(tokens) for tokens in generated], sampling_params.temperature)
-        state, output = decode(
-            model.config,
-            model.weights,
-            state,
-            uniforms,
-            end_tokens=end_tokens,
-            num_candidate_tokens=size,
-            lm_head=lm_head,
-        )
-        counts, tokens = np.asarray(output.counts), np.asarray(output.tokens)
-        num_remaining = np.array(state.num_remaining)
-        for index, stream in enumerate(streams):
-            new = tokens[index, : counts[index]].tolist()
+    while batch.is_active:
+        for index, (stream, new) in enumerate(zip(streams, batch.advance(TOKENS_PER_CALL), strict=True)):
             generated[index] += new
             append_text(index, stream.push(*new))
             if stream.stopped:
-                num_remaining[index] = 0
-        state = state._replace(num_remaining=jnp.asarray(num_remaining))
+                batch.finish(index)
     for index, stream in enumerate(streams):
         append_text(index, stream.finish())
+    end_tokens = model.tokenizer.end_tokens
     return [
         Completion(text, tuple(tokens), "stop" if stream.stopped else "end" if tokens[-1] in end_tokens else "length")
         for text, tokens, stream in zip(texts, generated, streams, strict=True)
     ]
+
+
+def _make_batch(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling_params: SamplingParams,
+    seeds: Sequence[int],
+) -> "XlaBatch | KernelBatch":
+    """The batch of the active path; both generate up to `TOKENS_PER_CALL` tokens per sequence at a time."""
+    if not kernels.is_active():
+        return XlaBatch(model, prompts, max_tokens, sampling_params, seeds)
+    from ontogeny.engine.kernel_batch import KernelBatch
+
+    return KernelBatch(model, prompts, max_tokens, sampling_params, seeds)
+
+
+class XlaBatch:
+    """Sequences that XLA's programs continue together; arguments and methods are those of `KernelBatch`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        sampling_params: SamplingParams,
+        seeds: Sequence[int],
+    ) -> None:
+        self._model, self._params, self._seeds = model, sampling_params, seeds
+        self._lm_head = jax.jit(transformer.transposed_lm_head)(model.weights)
+        self._tokens, self._num_generated = [list(prompt) for prompt in prompts], [0] * len(prompts)
+        self._state = start(model, prompts, max_tokens, sampling_params)
+        self._num_remaining = np.array(self._state.num_remaining)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any sequence can be continued."""
+        return bool(np.any(self._num_remaining > 0))
+
+    def finish(self, index: int) -> None:
+        """End one sequence."""
+        self._num_remaining[index] = 0
+
+    def advance(self, num_steps: int) -> list[list[int]]:
+        """Generate up to this number of tokens of each sequence that is not finished, and return them."""
+        model, state = self._model, self._state._replace(num_remaining=jnp.asarray(self._num_remaining))
+        state, output = decode(
+            model.config,
+            model.weights,
+            shift_full_caches(model, state, self._tokens),
+            _draw_uniforms(self._seeds, self._num_generated, num_steps, self._params.temperature),
+            end_tokens=tuple(sorted(model.tokenizer.end_tokens)),
+            num_candidate_tokens=model.tokenizer.size,
+            lm_head=self._lm_head,
+        )
+        counts, tokens = np.asarray(output.counts).tolist(), np.asarray(output.tokens)
+        generated = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
+        for index, new in enumerate(generated):
+            self._tokens[index] += new
+            self._num_generated[index] += len(new)
+        self._state, self._num_remaining = state, np.array(state.num_remaining)
+        return generated
 
 
 def encode_prompt(model: LanguageModel, prompt: str) -> list[int]:
@@ -304,9 +354,9 @@ def _prefill_prompts(model: LanguageModel, cache: KVCache, prompts: Sequence[Seq
     return cache
 
 
-def _draw_uniforms(seeds: Sequence[int], positions: Sequence[int], temperature: float) -> np.ndarray:
-    """The uniform numbers of each sequence's next N tokens, [R, N]; zeros where sampling is greedy."""
-    shape = (len(seeds), TOKENS_PER_CALL)
+def _draw_uniforms(seeds: Sequence[int], positions: Sequence[int], num_tokens: int, temperature: float) -> np.ndarray:
+    """The uniform numbers of each sequence's next tokens, [R, num_tokens]; zeros where sampling is greedy."""
+    shape = (len(seeds), num_tokens)
     if temperature == 0:
         return np.zeros(shape, np.float32)
     numbers = [

@@ -1,0 +1,75 @@
+"""The tables of integers that describe one step to the kernels: sizes, and addresses of arrays.
+
+A kernel receives one address of a table instead of dozens of arrays, so that a call from Python costs microseconds and
+one compiled kernel serves all architectures. An address of 0 means that the model has no such weights.
+"""
+
+(
+    NUM_TOKENS,
+    NUM_SEQUENCES,
+    NUM_LOGITS,
+    NUM_LAYERS,
+    WIDTH,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    HEAD_SIZE,
+    MLP_WIDTH,
+    VOCAB_SIZE,
+    CAPACITY,
+    IS_LAYER_NORM,
+    ACTIVATION,
+    SCRATCH_SIZE,  # float32 numbers per thread
+    # Addresses of weights and constants.
+    LAYERS,  # int64 [layers, NUM_LAYER_FIELDS]
+    FINAL_SCALE,
+    FINAL_BIAS,
+    LM_HEAD,
+    COSINES,  # [positions, D / 2]
+    SINES,
+    CONSTANTS,  # the epsilon of norms and the scale of scores
+    ONES,  # as many as the longest sum needs
+    # Addresses of what differs between steps.
+    CACHES,  # int64 [layers, 2]: the addresses of keys and values
+    FIRST_TOKENS,  # int64 [sequences + 1]: where the tokens of each sequence begin among all tokens
+    SLOTS,  # int64 [sequences]: the place of each sequence in the cache
+    LENGTHS,  # int64 [sequences]: the tokens that the cache of each sequence holds
+    LOGIT_TOKENS,  # int64 [logits]: the tokens after which logits are computed
+    STREAM,  # [tokens, W]: the residual stream
+    QKV,  # [tokens, (H + 2 G) D]
+    ATTENDED,  # [tokens, H D]
+    HIDDEN,  # [tokens, M]
+    LOGITS,  # [logits, V]
+    COUNTERS,  # int64 [phases, COUNTER_STRIDE]
+    SCRATCH,  # [threads, SCRATCH_SIZE]
+    NUM_FIELDS,
+) = range(35)
+
+(
+    NORM_1_SCALE,
+    NORM_1_BIAS,
+    QKV_PANELS,
+    QKV_BIAS,
+    QUERY_SCALE,
+    QUERY_BIAS,
+    KEY_SCALE,
+    KEY_BIAS,
+    OUT_PANELS,
+    OUT_BIAS,
+    NORM_2_SCALE,
+    NORM_2_BIAS,
+    UP_PANELS,
+    UP_BIAS,
+    DOWN_PANELS,
+    DOWN_BIAS,
+    HAS_HEAD_NORMS,
+    IS_ROTARY,
+    WINDOW,
+    NUM_LAYER_FIELDS,
+) = range(20)
+
+PANEL = 64  # columns of a panel of packed weights
+PAIR = PANEL // 2  # columns of the gate, and of the value, in a panel of SwiGLU
+GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_block.ACTIVATIONS`
+PHASES_PER_LAYER = 5
+COUNTER_STRIDE = 16  # int64 numbers per phase, so that the two counters lie on different cache lines
+DONE = 8  # where the second counter of a phase begins

@@ -1,0 +1,248 @@
+"""Operations that numba does not offer: vector tiles of a product, fused multiply-adds, atomic counters.
+
+They are written as LLVM instructions, so that the order of every sum is fixed: the vectorizer of a compiler may choose
+another order for the last elements of a loop than for the others. Memory is given by address, as an integer, and holds
+float32 unless stated otherwise; the caller keeps it alive and within its bounds.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
+
+LANES = 16  # numbers of one vector
+FLOAT, INT = ir.FloatType(), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+def element_pointer(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, element: ir.Type = FLOAT) -> ir.Value:
+    """Returns the pointer, of the type of the element, to the float32 or int64 with this index."""
+    size = INT(8 if element is INT else 4)
+    return builder.inttoptr(builder.add(address, builder.mul(index, size)), element.as_pointer())
+
+
+def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+    """Returns a vector all of whose numbers are the scalar."""
+    single = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def fused_multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, summand: ir.Value) -> ir.Value:
+    """Returns left * right + summand, rounded once, of vectors; llvmlite has it for scalars only."""
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [left, right, summand])
+
+
+def loop(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    initial: list[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """Builds a loop over 0 to count - 1 that carries values from turn to turn, and returns the last of them."""
+    before = builder.block
+    head = builder.append_basic_block("head")
+    inside = builder.append_basic_block("body")
+    after = builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(INT)
+    carried = [builder.phi(value.type) for value in initial]
+    builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
+    builder.position_at_end(inside)
+    updated = body(index, carried)
+    following = builder.add(index, INT(1))
+    end = builder.block
+    builder.branch(head)
+    for phi, first, later in zip([index, *carried], [INT(0), *initial], [following, *updated], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    builder.position_at_end(after)
+    return list(carried)
+
+
+def make_tile(num_rows: int, num_vectors: int) -> Any:
+    """Makes the product of `num_rows` rows of inputs with 16 * `num_vectors` columns of weights.
+
+    Each sum is accumulated by fused multiply-adds in order of k, whatever the size of the tile.
+    """
+
+    @intrinsic
+    def multiply_tile(
+        typing, inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues
+    ):
+        """outputs[r, n] = sum over k of inputs[r, k] * weights[k, n], added to what is there where `continues`."""
+
+        def generate(context, builder, signature, arguments):
+            inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues = arguments
+            tile = [(r, v) for r in range(num_rows) for v in range(num_vectors)]
+
+            def output(r, v):
+                index = builder.add(builder.mul(INT(r), output_stride), INT(LANES * v))
+                return element_pointer(builder, outputs, index, VECTOR)
+
+            def accumulate(k, sums):
+                first = builder.mul(k, weight_stride)
+                columns = [
+                    builder.load(
+                        element_pointer(builder, weights, builder.add(first, INT(LANES * v)), VECTOR), align=4
+                    )
+                    for v in range(num_vectors)
+                ]
+                rows = [
+                    splat(
+                        builder,
+                        builder.load(
+                            element_pointer(builder, inputs, builder.add(builder.mul(INT(r), input_stride), k)), align=4
+                        ),
+                    )
+                    for r in range(num_rows)
+                ]
+                return [fused_multiply_add(builder, rows[r], columns[v], s) for (r, v), s in zip(tile, sums, strict=True)]
+
+            zero = ir.Constant(VECTOR, [0.0] * LANES)
+            initial = [builder.select(continues, builder.load(output(r, v), align=4), zero) for r, v in tile]
+            for (r, v), total in zip(tile, loop(builder, num_inputs, initial, accumulate), strict=True):
+                builder.store(total, output(r, v), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7, types.boolean), generate
+
+    return multiply_tile
+
+
+@intrinsic
+def dot(typing, left, right, count):
+    """The sum of products of two arrays: 16 partial sums, added pairwise, then the elements that fill no vector."""
+
+    def generate(context, builder, signature, arguments):
+        left, right, count = arguments
+
+        def vectors(i, sums):
+            index = builder.mul(i, INT(LANES))
+            factors = [builder.load(element_pointer(builder, side, index, VECTOR), align=4) for side in (left, right)]
+            return [fused_multiply_add(builder, *factors, sums[0])]
+
+        num_vectors = builder.sdiv(count, INT(LANES))
+        total = loop(builder, num_vectors, [ir.Constant(VECTOR, [0.0] * LANES)], vectors)[0]
+        width = LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(
+                    total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(start, start + width)))
+                )
+                for start in (0, width)
+            ]
+            total = builder.fadd(*halves)
+        total = builder.extract_element(total, ir.IntType(32)(0))
+        done = builder.mul(num_vectors, INT(LANES))
+
+        def rest(i, sums):
+            index = builder.add(done, i)
+            factors = [builder.load(element_pointer(builder, side, index), align=4) for side in (left, right)]
+            return [builder.fma(factors[0], factors[1], sums[0])]
+
+        return loop(builder, builder.sub(count, done), [total], rest)[0]
+
+    return types.float32(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def fma(typing, left, right, summand):
+    """left * right + summand, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@intrinsic
+def float_from_bits(typing, bits):
+    """The float32 with these 32 bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], FLOAT)
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def as_float_pointer(typing, address):
+    """The address as a pointer to float32, for `numba.carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.float32)))
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
+def as_int_pointer(typing, address):
+    """The address as a pointer to int64, for `numba.carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
+
+    return types.CPointer(types.int64)(types.int64), generate
+
+
+@intrinsic
+def fetch_add(typing, address, amount):
+    """Adds to an int64 that threads share, and returns what it was before."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", element_pointer(builder, arguments[0], INT(0), INT), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_shared(typing, address):
+    """Reads an int64 that another thread may write."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(element_pointer(builder, arguments[0], INT(0), INT), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def store_shared(typing, address, value):
+    """Writes an int64 that another thread may read."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], element_pointer(builder, arguments[0], INT(0), INT), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def sleep_microseconds(typing, duration):
+    """Lets the operating system run another thread on this core for at least this time."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+        function = get_or_insert_function(builder.module, kind, "usleep")
+        builder.call(function, [builder.trunc(arguments[0], ir.IntType(32))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def pause(typing):
+    """Tells the processor that this thread waits for another one."""
+
+    def generate(context, builder, signature, arguments):
+        if "x86_64" in context.codegen().magic_tuple()[0]:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -1,0 +1,208 @@
+"""One step of a transformer: new tokens of several sequences pass all layers, and the cache grows by them.
+
+Any number of threads run `run_step` with the same table. Each phase of a layer consists of pieces of work that do not
+depend on each other: panels of a product, or heads of a sequence. A thread takes the next piece from a counter, so a
+thread that comes late or is interrupted delays the others by one piece at most. Which thread computes a piece changes
+no bit of it.
+"""
+
+import numba
+
+from ontogeny.kernels import layout as at
+from ontogeny.kernels.attention import attend_sequence
+from ontogeny.kernels.compiling import kernel
+from ontogeny.kernels.elementwise import normalize, view
+from ontogeny.kernels.primitives import (
+    as_int_pointer,
+    fetch_add,
+    load_shared,
+    pause,
+    sleep_microseconds,
+    store_shared,
+)
+from ontogeny.kernels.products import add_to_stream, multiply_panel, store, store_activated
+
+MAX_SPINS = 4000  # tens of microseconds, after which a waiting thread gives its core to others
+SLEEP_MICROSECONDS = 20
+
+
+@kernel
+def integers(address, count):
+    """The int64 numbers at an address, as an array."""
+    return numba.carray(as_int_pointer(address), (count,))
+
+
+@kernel
+def take(counters, phase):
+    """The number of the next piece of work of a phase; it may be beyond the last."""
+    return fetch_add(counters + 8 * at.COUNTER_STRIDE * phase, 1)
+
+
+@kernel
+def finish_phase(counters, phase, num_completed, num_pieces):
+    """Reports the pieces that this thread has completed, and waits until all of the phase are complete."""
+    done = counters + 8 * (at.COUNTER_STRIDE * phase + at.DONE)
+    if num_completed:
+        fetch_add(done, num_completed)
+    num_spins = 0
+    while load_shared(done) < num_pieces:
+        num_spins += 1
+        if num_spins < MAX_SPINS:
+            pause()
+        else:
+            sleep_microseconds(SLEEP_MICROSECONDS)
+
+
+@kernel
+def normalize_tokens(d, scale, bias, target):
+    """Writes the norm of the residual stream of all tokens."""
+    epsilon = view(d[at.CONSTANTS], 2)[0]
+    width = d[at.WIDTH]
+    for token in range(d[at.NUM_TOKENS]):
+        offset = 4 * token * width
+        normalize(d[at.STREAM] + offset, target + offset, width, scale, bias, d[at.IS_LAYER_NORM], epsilon, d[at.ONES])
+
+
+@kernel
+def project_qkv(d, layer, counters, phase, normalized, tile):
+    """Queries, keys and values of all tokens."""
+    num_outputs = (d[at.NUM_HEADS] + 2 * d[at.NUM_KV_HEADS]) * d[at.HEAD_SIZE]
+    num_pieces = (num_outputs + at.PANEL - 1) // at.PANEL
+    panel, completed = take(counters, phase), 0
+    if panel < num_pieces:
+        normalize_tokens(d, layer[at.NORM_1_SCALE], layer[at.NORM_1_BIAS], normalized)
+    while panel < num_pieces:
+        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], panel, tile)
+        store(tile, d[at.NUM_TOKENS], panel, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
+        panel, completed = take(counters, phase), completed + 1
+    finish_phase(counters, phase, completed, num_pieces)
+
+
+@kernel
+def attend(d, layer, number, counters, phase, scratch):
+    """Attention of all tokens in the layer with this number."""
+    first_tokens = integers(d[at.FIRST_TOKENS], d[at.NUM_SEQUENCES] + 1)
+    slots, lengths = integers(d[at.SLOTS], d[at.NUM_SEQUENCES]), integers(d[at.LENGTHS], d[at.NUM_SEQUENCES])
+    caches = integers(d[at.CACHES] + 16 * number, 2)
+    num_heads = d[at.NUM_KV_HEADS]
+    num_pieces = d[at.NUM_SEQUENCES] * num_heads
+    piece, completed = take(counters, phase), 0
+    while piece < num_pieces:
+        sequence, head = piece // num_heads, piece % num_heads
+        first = first_tokens[sequence]
+        count = first_tokens[sequence + 1] - first
+        attend_sequence(
+            d, layer, caches[0], caches[1], slots[sequence], head, first, count, lengths[sequence], scratch
+        )
+        piece, completed = take(counters, phase), completed + 1
+    finish_phase(counters, phase, completed, num_pieces)
+
+
+@kernel
+def project_to_stream(d, counters, phase, inputs, num_inputs, panels, bias, tile):
+    """Adds a linear map of the inputs to the residual stream."""
+    num_pieces = (d[at.WIDTH] + at.PANEL - 1) // at.PANEL
+    panel, completed = take(counters, phase), 0
+    while panel < num_pieces:
+        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, panel, tile)
+        add_to_stream(tile, d[at.NUM_TOKENS], panel, bias, d[at.STREAM], d[at.WIDTH])
+        panel, completed = take(counters, phase), completed + 1
+    finish_phase(counters, phase, completed, num_pieces)
+
+
+@kernel
+def project_up(d, layer, counters, phase, normalized, tile):
+    """The hidden layer of the feed-forward network."""
+    columns = at.PAIR if d[at.ACTIVATION] == at.SWIGLU else at.PANEL
+    num_pieces = (d[at.MLP_WIDTH] + columns - 1) // columns
+    panel, completed = take(counters, phase), 0
+    if panel < num_pieces:
+        normalize_tokens(d, layer[at.NORM_2_SCALE], layer[at.NORM_2_BIAS], normalized)
+    while panel < num_pieces:
+        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], panel, tile)
+        store_activated(
+            tile, d[at.NUM_TOKENS], panel, layer[at.UP_BIAS], d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION]
+        )
+        panel, completed = take(counters, phase), completed + 1
+    finish_phase(counters, phase, completed, num_pieces)
+
+
+@kernel
+def project_logits(d, counters, phase, normalized, tile):
+    """The logits after the selected tokens."""
+    num_logits, width = d[at.NUM_LOGITS], d[at.WIDTH]
+    num_pieces = (d[at.VOCAB_SIZE] + at.PANEL - 1) // at.PANEL if num_logits else 0
+    panel, completed = take(counters, phase), 0
+    if panel < num_pieces:
+        epsilon = view(d[at.CONSTANTS], 2)[0]
+        tokens = integers(d[at.LOGIT_TOKENS], num_logits)
+        for i in range(num_logits):
+            source, target = d[at.STREAM] + 4 * tokens[i] * width, normalized + 4 * i * width
+            scale, bias = d[at.FINAL_SCALE], d[at.FINAL_BIAS]
+            normalize(source, target, width, scale, bias, d[at.IS_LAYER_NORM], epsilon, d[at.ONES])
+    while panel < num_pieces:
+        multiply_panel(normalized, num_logits, width, d[at.LM_HEAD], panel, tile)
+        store(tile, num_logits, panel, 0, d[at.LOGITS], d[at.VOCAB_SIZE])
+        panel, completed = take(counters, phase), completed + 1
+    finish_phase(counters, phase, completed, num_pieces)
+
+
+@kernel
+def run_step(table, thread):
+    """Runs a whole step together with the other threads that run it.
+
+    Args:
+        table: Address of the table of the step; see `layout`. The counters that it names are 0 before the step.
+        thread: The number of this thread, which determines its part of the scratch memory.
+    """
+    d = integers(table, at.NUM_FIELDS)
+    counters = d[at.COUNTERS]
+    normalized = d[at.SCRATCH] + 4 * thread * d[at.SCRATCH_SIZE]
+    tile = normalized + 4 * d[at.NUM_TOKENS] * d[at.WIDTH]
+    scores = tile + 4 * d[at.NUM_TOKENS] * at.PANEL
+    num_attended = d[at.NUM_HEADS] * d[at.HEAD_SIZE]
+    for number in range(d[at.NUM_LAYERS]):
+        layer = integers(d[at.LAYERS] + 8 * at.NUM_LAYER_FIELDS * number, at.NUM_LAYER_FIELDS)
+        phase = at.PHASES_PER_LAYER * number
+        project_qkv(d, layer, counters, phase, normalized, tile)
+        attend(d, layer, number, counters, phase + 1, scores)
+        out, down = layer[at.OUT_PANELS], layer[at.DOWN_PANELS]
+        project_to_stream(d, counters, phase + 2, d[at.ATTENDED], num_attended, out, layer[at.OUT_BIAS], tile)
+        project_up(d, layer, counters, phase + 3, normalized, tile)
+        project_to_stream(d, counters, phase + 4, d[at.HIDDEN], d[at.MLP_WIDTH], down, layer[at.DOWN_BIAS], tile)
+    project_logits(d, counters, at.PHASES_PER_LAYER * d[at.NUM_LAYERS], normalized, tile)
+
+
+OPEN, INSIDE, NUM_CONTROLS = 0, 8, 16  # int64 numbers, each on a cache line of its own
+
+
+@kernel
+def lead_step(table, control, number):
+    """Runs a step and lets helpers join it; returns when it is complete and all helpers have left it."""
+    store_shared(control + 8 * OPEN, number)
+    run_step(table, 0)
+    store_shared(control + 8 * OPEN, 0)
+    num_spins = 0
+    while load_shared(control + 8 * INSIDE):
+        num_spins += 1
+        if num_spins < MAX_SPINS:
+            pause()
+        else:
+            sleep_microseconds(SLEEP_MICROSECONDS)
+
+
+@kernel
+def help_steps(table, control, thread, max_idle_spins):
+    """Joins every step that another thread opens, until none has been opened for a while."""
+    num_spins, last = 0, 0
+    while num_spins < max_idle_spins:
+        number = load_shared(control + 8 * OPEN)
+        if number == 0 or number == last:
+            num_spins += 1
+            pause()
+            continue
+        fetch_add(control + 8 * INSIDE, 1)
+        if load_shared(control + 8 * OPEN) == number:
+            run_step(table, thread)
+        fetch_add(control + 8 * INSIDE, -1)
+        num_spins, last = 0, number
