@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ontogeny import kernels
 from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.content import transformer
 from ontogeny.engine import generate
@@ -35,6 +36,14 @@ from ontogeny.stats import mean_interval
 PROMPT_TOKENS, MAX_TOKENS = 32, 128
 SHAPE = {"num_layers": 6, "num_heads": 6, "width": 384}
 VOCAB_SIZE, CONTEXT_LENGTH = 8192, 256
+
+
+class ManyTokens(ByteTokenizer):
+    """Bytes, and further tokens without text, so that all tokens of the vocabulary may be drawn, as by the peer."""
+
+    size = VOCAB_SIZE
+    end_tokens = frozenset[int]()
+
 
 Generator = Callable[[np.ndarray], list[list[int]]]  # prompts [B, T] -> the generated tokens of each
 
@@ -51,7 +60,7 @@ def main() -> None:
     configure_jax(None)  # as `ontogeny lm generate` does
     config = transformer.make_config("gpt2", VOCAB_SIZE, CONTEXT_LENGTH, **SHAPE)
     weights = jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0), config)
-    model = LanguageModel(config, weights, ByteTokenizer())
+    model = LanguageModel(config, weights, ManyTokens())
     peer = transformers_generator(model)
     letters = np.random.default_rng(0).integers(97, 123, (max(arguments.streams), PROMPT_TOKENS))
     for num_streams in arguments.streams:
@@ -95,6 +104,7 @@ def measure(model: LanguageModel, peer: Generator | None, prompts: np.ndarray, r
         record |= {"ratio": round(statistics.median(ratios), 3), "same_tokens": round(float(equal), 4)}
         record |= {"cpu_ratio": round(median_cpu["peer"] / median_cpu["ontogeny"], 3)}
     setting = {"vocab_size": VOCAB_SIZE, "prompt_tokens": PROMPT_TOKENS, "max_tokens": MAX_TOKENS, "rounds": rounds}
+    record |= {"path": kernels.describe_path()}
     record |= {"cpu_seconds": round(median_cpu["ontogeny"], 3), "seconds": round(median["ontogeny"], 3)}
     print(json.dumps(record | {"setting": SHAPE | setting | {"cores": cores}}), flush=True)
 
@@ -110,7 +120,7 @@ def transformers_generator(model: LanguageModel) -> Generator | None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        hugging_face.write_folder(Path(folder) / "model", *model[:3])
+        hugging_face.write_folder(Path(folder) / "model", model.config, model.weights, ByteTokenizer())
         peer = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "model").eval()
 
     def generate_tokens(prompts: np.ndarray) -> list[list[int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ontogeny import trees
+from ontogeny import kernels, trees
 from ontogeny.content import transformer
 from ontogeny.engine import generate
 from ontogeny.engine.engine import Engine
@@ -54,6 +54,14 @@ def golden(request):
     return Golden(request.param)
 
 
+@pytest.fixture(params=["kernels", "xla"])
+def path(request, monkeypatch):
+    """Each path by which text is generated."""
+    if request.param == "kernels":
+        pytest.importorskip("numba")
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, str(int(request.param == "kernels")))
+
+
 def test_a_folder_is_small():
     for family in FAMILIES[1:]:
         assert sum(file.stat().st_size for file in (FOLDER / family).iterdir()) < 200_000
@@ -80,13 +88,13 @@ def test_log_probabilities_equal_those_of_transformers(golden):
         np.testing.assert_allclose(-evaluation.token_losses(golden.model, tokens), expected, atol=MAX_DIFFERENCE)
 
 
-def test_greedy_continuations_of_prompts_of_different_lengths_equal_those_of_transformers(golden):
+def test_greedy_continuations_of_prompts_of_different_lengths_equal_those_of_transformers(golden, path):
     prompts, expected = golden.outputs["prompts"], golden.outputs["greedy"]
     completions = generate.generate(golden.model, prompts, max_tokens=len(expected[0]), sampling_params=GREEDY)
     assert [list(completion.tokens) for completion in completions] == expected
 
 
-def test_the_server_engine_continues_prompts_as_transformers_does(golden):
+def test_the_server_engine_continues_prompts_as_transformers_does(golden, path):
     model, outputs = golden.model, golden.outputs
     tokens: list[list[int]] = [[] for _ in outputs["prompts"]]
     done = [threading.Event() for _ in tokens]

@@ -282,7 +282,7 @@ class XlaBatch:
             lm_head=self._lm_head,
         )
         counts, tokens = np.asarray(output.counts).tolist(), np.asarray(output.tokens)
-        generated = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
+        generated = [new[:count].tolist() for new, count in zip(tokens, counts, strict=True)]
         for index, new in enumerate(generated):
             self._tokens[index] += new
             self._num_generated[index] += len(new)

@@ -73,8 +73,8 @@ class KernelBatch:
         else:
             positions = [len(self._tokens[i]) - self._prompt_lengths[i] for i in active]
             chosen = [
-                sample_token(row, self._params[i], position)
-                for row, i, position in zip(logits, active, positions, strict=True)
+                sample_token(of_sequence, self._params[i], position)
+                for of_sequence, i, position in zip(logits, active, positions, strict=True)
             ]
         for index, token in zip(active, chosen, strict=True):
             self._tokens[index].append(token)

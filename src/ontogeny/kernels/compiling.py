@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba.core.registry import cpu_target
@@ -25,5 +27,13 @@ def _choose_cache_folder() -> None:
 
 
 _choose_cache_folder()
-kernel = numba.njit(nogil=True, cache=bool(compilation_cache.cache_folder()), error_model="numpy")
-HAS_WIDE_VECTORS = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+_compile = numba.njit(nogil=True, cache=bool(compilation_cache.cache_folder()), error_model="numpy")
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compiles a function for addresses and arrays; it runs without Python's lock."""
+    return _compile(function)
+
+
+_target: Any = cpu_target.target_context
+HAS_WIDE_VECTORS = "+avx512f" in _target.codegen().magic_tuple()[2]

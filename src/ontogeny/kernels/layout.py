@@ -4,6 +4,8 @@ A kernel receives one address of a table instead of dozens of arrays, so that a 
 one compiled kernel serves all architectures. An address of 0 means that the model has no such weights.
 """
 
+import numpy as np
+
 (
     NUM_TOKENS,
     NUM_SEQUENCES,
@@ -73,3 +75,8 @@ GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_bl
 PHASES_PER_LAYER = 5
 COUNTER_STRIDE = 16  # int64 numbers per phase, so that the two counters lie on different cache lines
 DONE = 8  # where the second counter of a phase begins
+
+
+def address(array: np.ndarray) -> int:
+    """The address of the first element of a contiguous array, which the caller keeps in memory."""
+    return array.ctypes.data

@@ -17,19 +17,20 @@ from ontogeny.kernels.layout import PAIR, PANEL
 
 def pack_panels(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "_ K 64"]:
     """Packs the weights of a linear map in panels of 64 columns, the last one filled with zeros."""
-    num_inputs, num_outputs = weight.shape
+    num_inputs, num_outputs = map(int, weight.shape)
     num_panels = -(-num_outputs // PANEL)
     if num_outputs % PANEL:
-        weight = np.pad(weight, ((0, 0), (0, num_panels * PANEL - num_outputs)))
+        narrow, weight = weight, np.zeros((num_inputs, num_panels * PANEL), np.float32)
+        weight[:, :num_outputs] = narrow
     return np.ascontiguousarray(weight.reshape(num_inputs, num_panels, PANEL).swapaxes(0, 1))
 
 
 def interleave_pairs(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "K _"]:
-    """Reorders gates and values, which stand side by side, so that a panel has 32 gates and the values that they gate."""
-    num_inputs, size = weight.shape[0], weight.shape[1] // 2
+    """Reorders gates and values, which stand side by side, so that a panel has 32 gates and their 32 values."""
+    num_inputs, size = int(weight.shape[0]), int(weight.shape[1]) // 2
     num_panels = -(-size // PAIR)
-    halves = weight.reshape(num_inputs, 2, size)
-    halves = np.pad(halves, ((0, 0), (0, 0), (0, num_panels * PAIR - size)))
+    halves = np.zeros((num_inputs, 2, num_panels * PAIR), np.float32)
+    halves[:, :, :size] = weight.reshape(num_inputs, 2, size)
     return halves.reshape(num_inputs, 2, num_panels, PAIR).swapaxes(1, 2).reshape(num_inputs, -1)
 
 
@@ -93,7 +94,7 @@ class PackedWeights:
         """Keeps an array in memory and returns its address."""
         array = np.ascontiguousarray(array)
         self._arrays.append(array)
-        return array.ctypes.data
+        return layout.address(array)
 
     def _hold_vector(self, vector: object) -> int:
         return 0 if vector is None else self._hold(np.array(vector, np.float32))
@@ -102,15 +103,15 @@ class PackedWeights:
         return (0, 0) if norm is None else (self._hold_vector(norm.scale), self._hold_vector(norm.bias))
 
     def _pack_layer(self, number: int, block: BlockWeights) -> np.ndarray:
-        """The row of the table of layers for one block."""
-        row = np.zeros(layout.NUM_LAYER_FIELDS, np.int64)
-        row[layout.NORM_1_SCALE], row[layout.NORM_1_BIAS] = self._hold_norm(block.norm_1)
-        row[layout.NORM_2_SCALE], row[layout.NORM_2_BIAS] = self._hold_norm(block.norm_2)
-        row[layout.QUERY_SCALE], row[layout.QUERY_BIAS] = self._hold_norm(block.query_norm)
-        row[layout.KEY_SCALE], row[layout.KEY_BIAS] = self._hold_norm(block.key_norm)
-        row[layout.HAS_HEAD_NORMS] = block.query_norm is not None and block.key_norm is not None
-        row[layout.IS_ROTARY] = self.config.block(number).rope_base is not None
-        row[layout.WINDOW] = self.config.window(number) or 0
+        """The entries of the table of layers for one block."""
+        entries = np.zeros(layout.NUM_LAYER_FIELDS, np.int64)
+        entries[layout.NORM_1_SCALE], entries[layout.NORM_1_BIAS] = self._hold_norm(block.norm_1)
+        entries[layout.NORM_2_SCALE], entries[layout.NORM_2_BIAS] = self._hold_norm(block.norm_2)
+        entries[layout.QUERY_SCALE], entries[layout.QUERY_BIAS] = self._hold_norm(block.query_norm)
+        entries[layout.KEY_SCALE], entries[layout.KEY_BIAS] = self._hold_norm(block.key_norm)
+        entries[layout.HAS_HEAD_NORMS] = block.query_norm is not None and block.key_norm is not None
+        entries[layout.IS_ROTARY] = self.config.block(number).rope_base is not None
+        entries[layout.WINDOW] = self.config.window(number) or 0
         for panels, bias, linear in (
             (layout.QKV_PANELS, layout.QKV_BIAS, block.attn_qkv),
             (layout.OUT_PANELS, layout.OUT_BIAS, block.out_proj),
@@ -122,8 +123,8 @@ class PackedWeights:
             if linear is block.up and self.config.activation == "swiglu":
                 weight = interleave_pairs(weight)
                 vector = None if vector is None else interleave_pairs(vector[None])[0]
-            row[panels], row[bias] = self._hold(pack_panels(weight)), self._hold_vector(vector)
-        return row
+            entries[panels], entries[bias] = self._hold(pack_panels(weight)), self._hold_vector(vector)
+        return entries
 
 
 _packed: dict[tuple[int, ...], PackedWeights] = {}  # by the identities of the arrays of weights

@@ -1,4 +1,4 @@
-"""Operations that numba does not offer: vector tiles of a product, fused multiply-adds, atomic counters.
+"""Operations that numba does not offer: small products in vector registers, fused multiply-adds, atomic counters.
 
 They are written as LLVM instructions, so that the order of every sum is fixed: the vectorizer of a compiler may choose
 another order for the last elements of a loop than for the others. Memory is given by address, as an integer, and holds
@@ -8,40 +8,49 @@ float32 unless stated otherwise; the caller keeps it alive and within its bounds
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
-from numba.core import types
+from numba.core import types as numba_types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
+carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+intrinsic: Any = numba_intrinsic  # its type does not say that the typing context is no argument of a call
 LANES = 16  # numbers of one vector
+types: Any = numba_types
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANES)
 
 
-def element_pointer(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, element: ir.Type = FLOAT) -> ir.Value:
+def element_pointer(builder: Any, address: Any, index: Any, element: ir.Type = FLOAT) -> Any:
     """Returns the pointer, of the type of the element, to the float32 or int64 with this index."""
     size = INT(8 if element is INT else 4)
     return builder.inttoptr(builder.add(address, builder.mul(index, size)), element.as_pointer())
 
 
-def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def load(builder: Any, address: Any, index: Any, element: ir.Type = FLOAT) -> Any:
+    """Returns the float32 number, or the vector of them, with this index; no alignment is assumed."""
+    return builder.load(element_pointer(builder, address, index, element), align=4)
+
+
+def splat(builder: Any, scalar: Any) -> Any:
     """Returns a vector all of whose numbers are the scalar."""
     single = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def fused_multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, summand: ir.Value) -> ir.Value:
+def fused_multiply_add(builder: Any, left: Any, right: Any, summand: Any) -> Any:
     """Returns left * right + summand, rounded once, of vectors; llvmlite has it for scalars only."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
     return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [left, right, summand])
 
 
 def loop(
-    builder: ir.IRBuilder,
-    count: ir.Value,
-    initial: list[ir.Value],
-    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
-) -> list[ir.Value]:
+    builder: Any,
+    count: Any,
+    initial: list[Any],
+    body: Callable[[Any, list[Any]], list[Any]],
+) -> list[Any]:
     """Builds a loop over 0 to count - 1 that carries values from turn to turn, and returns the last of them."""
     before = builder.block
     head = builder.append_basic_block("head")
@@ -50,7 +59,7 @@ def loop(
     builder.branch(head)
     builder.position_at_end(head)
     index = builder.phi(INT)
-    carried = [builder.phi(value.type) for value in initial]
+    carried = [builder.phi(first.type) for first in initial]
     builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
     builder.position_at_end(inside)
     updated = body(index, carried)
@@ -64,54 +73,42 @@ def loop(
     return list(carried)
 
 
-def make_tile(num_rows: int, num_vectors: int) -> Any:
-    """Makes the product of `num_rows` rows of inputs with 16 * `num_vectors` columns of weights.
+def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
+    """Makes the product of `num_tokens` vectors of inputs with 16 * `num_vectors` columns of weights.
 
-    Each sum is accumulated by fused multiply-adds in order of k, whatever the size of the tile.
+    Each sum is accumulated by fused multiply-adds in order of k, whatever the size of the product.
     """
 
     @intrinsic
-    def multiply_tile(
-        typing, inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues
-    ):
-        """outputs[r, n] = sum over k of inputs[r, k] * weights[k, n], added to what is there where `continues`."""
+    def multiply(typing, inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues):
+        """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
 
         def generate(context, builder, signature, arguments):
             inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues = arguments
-            tile = [(r, v) for r in range(num_rows) for v in range(num_vectors)]
+            places = [(t, v) for t in range(num_tokens) for v in range(num_vectors)]
 
-            def output(r, v):
-                index = builder.add(builder.mul(INT(r), output_stride), INT(LANES * v))
+            def pointer(t, v):
+                index = builder.add(builder.mul(INT(t), output_stride), INT(LANES * v))
                 return element_pointer(builder, outputs, index, VECTOR)
 
             def accumulate(k, sums):
                 first = builder.mul(k, weight_stride)
-                columns = [
-                    builder.load(
-                        element_pointer(builder, weights, builder.add(first, INT(LANES * v)), VECTOR), align=4
-                    )
-                    for v in range(num_vectors)
-                ]
-                rows = [
-                    splat(
-                        builder,
-                        builder.load(
-                            element_pointer(builder, inputs, builder.add(builder.mul(INT(r), input_stride), k)), align=4
-                        ),
-                    )
-                    for r in range(num_rows)
-                ]
-                return [fused_multiply_add(builder, rows[r], columns[v], s) for (r, v), s in zip(tile, sums, strict=True)]
+                indices = [builder.add(first, INT(LANES * v)) for v in range(num_vectors)]
+                columns = [load(builder, weights, index, VECTOR) for index in indices]
+                indices = [builder.add(builder.mul(INT(t), input_stride), k) for t in range(num_tokens)]
+                factors = [splat(builder, load(builder, inputs, index)) for index in indices]
+                pairs = zip(places, sums, strict=True)
+                return [fused_multiply_add(builder, factors[t], columns[v], total) for (t, v), total in pairs]
 
             zero = ir.Constant(VECTOR, [0.0] * LANES)
-            initial = [builder.select(continues, builder.load(output(r, v), align=4), zero) for r, v in tile]
-            for (r, v), total in zip(tile, loop(builder, num_inputs, initial, accumulate), strict=True):
-                builder.store(total, output(r, v), align=4)
+            initial = [builder.select(continues, builder.load(pointer(t, v), align=4), zero) for t, v in places]
+            for (t, v), total in zip(places, loop(builder, num_inputs, initial, accumulate), strict=True):
+                builder.store(total, pointer(t, v), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7, types.boolean), generate
 
-    return multiply_tile
+    return multiply
 
 
 @intrinsic
@@ -123,8 +120,8 @@ def dot(typing, left, right, count):
 
         def vectors(i, sums):
             index = builder.mul(i, INT(LANES))
-            factors = [builder.load(element_pointer(builder, side, index, VECTOR), align=4) for side in (left, right)]
-            return [fused_multiply_add(builder, *factors, sums[0])]
+            factors = [load(builder, side, index, VECTOR) for side in (left, right)]
+            return [fused_multiply_add(builder, factors[0], factors[1], sums[0])]
 
         num_vectors = builder.sdiv(count, INT(LANES))
         total = loop(builder, num_vectors, [ir.Constant(VECTOR, [0.0] * LANES)], vectors)[0]
@@ -143,7 +140,7 @@ def dot(typing, left, right, count):
 
         def rest(i, sums):
             index = builder.add(done, i)
-            factors = [builder.load(element_pointer(builder, side, index), align=4) for side in (left, right)]
+            factors = [load(builder, side, index) for side in (left, right)]
             return [builder.fma(factors[0], factors[1], sums[0])]
 
         return loop(builder, builder.sub(count, done), [total], rest)[0]
@@ -212,7 +209,7 @@ def load_shared(typing, address):
 
 
 @intrinsic
-def store_shared(typing, address, value):
+def store_shared(typing, address, number):
     """Writes an int64 that another thread may read."""
 
     def generate(context, builder, signature, arguments):

@@ -6,7 +6,7 @@ thread that comes late or is interrupted delays the others by one piece at most.
 no bit of it.
 """
 
-import numba
+import numpy as np
 
 from ontogeny.kernels import layout as at
 from ontogeny.kernels.attention import attend_sequence
@@ -14,6 +14,7 @@ from ontogeny.kernels.compiling import kernel
 from ontogeny.kernels.elementwise import normalize, view
 from ontogeny.kernels.primitives import (
     as_int_pointer,
+    carray,
     fetch_add,
     load_shared,
     pause,
@@ -27,19 +28,19 @@ SLEEP_MICROSECONDS = 20
 
 
 @kernel
-def integers(address, count):
+def integers(address: int, count: int) -> np.ndarray:
     """The int64 numbers at an address, as an array."""
-    return numba.carray(as_int_pointer(address), (count,))
+    return carray(as_int_pointer(address), (count,))
 
 
 @kernel
-def take(counters, phase):
+def take(counters: int, phase: int) -> int:
     """The number of the next piece of work of a phase; it may be beyond the last."""
     return fetch_add(counters + 8 * at.COUNTER_STRIDE * phase, 1)
 
 
 @kernel
-def finish_phase(counters, phase, num_completed, num_pieces):
+def finish_phase(counters: int, phase: int, num_completed: int, num_pieces: int) -> None:
     """Reports the pieces that this thread has completed, and waits until all of the phase are complete."""
     done = counters + 8 * (at.COUNTER_STRIDE * phase + at.DONE)
     if num_completed:
@@ -54,7 +55,7 @@ def finish_phase(counters, phase, num_completed, num_pieces):
 
 
 @kernel
-def normalize_tokens(d, scale, bias, target):
+def normalize_tokens(d: np.ndarray, scale: int, bias: int, target: int) -> None:
     """Writes the norm of the residual stream of all tokens."""
     epsilon = view(d[at.CONSTANTS], 2)[0]
     width = d[at.WIDTH]
@@ -64,7 +65,7 @@ def normalize_tokens(d, scale, bias, target):
 
 
 @kernel
-def project_qkv(d, layer, counters, phase, normalized, tile):
+def project_qkv(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, normalized: int, products: int) -> None:
     """Queries, keys and values of all tokens."""
     num_outputs = (d[at.NUM_HEADS] + 2 * d[at.NUM_KV_HEADS]) * d[at.HEAD_SIZE]
     num_pieces = (num_outputs + at.PANEL - 1) // at.PANEL
@@ -72,14 +73,14 @@ def project_qkv(d, layer, counters, phase, normalized, tile):
     if panel < num_pieces:
         normalize_tokens(d, layer[at.NORM_1_SCALE], layer[at.NORM_1_BIAS], normalized)
     while panel < num_pieces:
-        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], panel, tile)
-        store(tile, d[at.NUM_TOKENS], panel, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
+        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], panel, products)
+        store(products, d[at.NUM_TOKENS], panel, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def attend(d, layer, number, counters, phase, scratch):
+def attend(d: np.ndarray, layer: np.ndarray, number: int, counters: int, phase: int, scratch: int) -> None:
     """Attention of all tokens in the layer with this number."""
     first_tokens = integers(d[at.FIRST_TOKENS], d[at.NUM_SEQUENCES] + 1)
     slots, lengths = integers(d[at.SLOTS], d[at.NUM_SEQUENCES]), integers(d[at.LENGTHS], d[at.NUM_SEQUENCES])
@@ -91,27 +92,27 @@ def attend(d, layer, number, counters, phase, scratch):
         sequence, head = piece // num_heads, piece % num_heads
         first = first_tokens[sequence]
         count = first_tokens[sequence + 1] - first
-        attend_sequence(
-            d, layer, caches[0], caches[1], slots[sequence], head, first, count, lengths[sequence], scratch
-        )
+        attend_sequence(d, layer, caches[0], caches[1], slots[sequence], head, first, count, lengths[sequence], scratch)
         piece, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def project_to_stream(d, counters, phase, inputs, num_inputs, panels, bias, tile):
+def project_to_stream(
+    d: np.ndarray, counters: int, phase: int, inputs: int, num_inputs: int, panels: int, bias: int, products: int
+) -> None:
     """Adds a linear map of the inputs to the residual stream."""
     num_pieces = (d[at.WIDTH] + at.PANEL - 1) // at.PANEL
     panel, completed = take(counters, phase), 0
     while panel < num_pieces:
-        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, panel, tile)
-        add_to_stream(tile, d[at.NUM_TOKENS], panel, bias, d[at.STREAM], d[at.WIDTH])
+        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, panel, products)
+        add_to_stream(products, d[at.NUM_TOKENS], panel, bias, d[at.STREAM], d[at.WIDTH])
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def project_up(d, layer, counters, phase, normalized, tile):
+def project_up(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, normalized: int, products: int) -> None:
     """The hidden layer of the feed-forward network."""
     columns = at.PAIR if d[at.ACTIVATION] == at.SWIGLU else at.PANEL
     num_pieces = (d[at.MLP_WIDTH] + columns - 1) // columns
@@ -119,16 +120,16 @@ def project_up(d, layer, counters, phase, normalized, tile):
     if panel < num_pieces:
         normalize_tokens(d, layer[at.NORM_2_SCALE], layer[at.NORM_2_BIAS], normalized)
     while panel < num_pieces:
-        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], panel, tile)
+        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], panel, products)
         store_activated(
-            tile, d[at.NUM_TOKENS], panel, layer[at.UP_BIAS], d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION]
+            products, d[at.NUM_TOKENS], panel, layer[at.UP_BIAS], d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION]
         )
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def project_logits(d, counters, phase, normalized, tile):
+def project_logits(d: np.ndarray, counters: int, phase: int, normalized: int, products: int) -> None:
     """The logits after the selected tokens."""
     num_logits, width = d[at.NUM_LOGITS], d[at.WIDTH]
     num_pieces = (d[at.VOCAB_SIZE] + at.PANEL - 1) // at.PANEL if num_logits else 0
@@ -141,14 +142,14 @@ def project_logits(d, counters, phase, normalized, tile):
             scale, bias = d[at.FINAL_SCALE], d[at.FINAL_BIAS]
             normalize(source, target, width, scale, bias, d[at.IS_LAYER_NORM], epsilon, d[at.ONES])
     while panel < num_pieces:
-        multiply_panel(normalized, num_logits, width, d[at.LM_HEAD], panel, tile)
-        store(tile, num_logits, panel, 0, d[at.LOGITS], d[at.VOCAB_SIZE])
+        multiply_panel(normalized, num_logits, width, d[at.LM_HEAD], panel, products)
+        store(products, num_logits, panel, 0, d[at.LOGITS], d[at.VOCAB_SIZE])
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def run_step(table, thread):
+def run_step(table: int, thread: int) -> None:
     """Runs a whole step together with the other threads that run it.
 
     Args:
@@ -158,26 +159,26 @@ def run_step(table, thread):
     d = integers(table, at.NUM_FIELDS)
     counters = d[at.COUNTERS]
     normalized = d[at.SCRATCH] + 4 * thread * d[at.SCRATCH_SIZE]
-    tile = normalized + 4 * d[at.NUM_TOKENS] * d[at.WIDTH]
-    scores = tile + 4 * d[at.NUM_TOKENS] * at.PANEL
+    products = normalized + 4 * d[at.NUM_TOKENS] * d[at.WIDTH]
+    scores = products + 4 * d[at.NUM_TOKENS] * at.PANEL
     num_attended = d[at.NUM_HEADS] * d[at.HEAD_SIZE]
     for number in range(d[at.NUM_LAYERS]):
         layer = integers(d[at.LAYERS] + 8 * at.NUM_LAYER_FIELDS * number, at.NUM_LAYER_FIELDS)
         phase = at.PHASES_PER_LAYER * number
-        project_qkv(d, layer, counters, phase, normalized, tile)
+        project_qkv(d, layer, counters, phase, normalized, products)
         attend(d, layer, number, counters, phase + 1, scores)
         out, down = layer[at.OUT_PANELS], layer[at.DOWN_PANELS]
-        project_to_stream(d, counters, phase + 2, d[at.ATTENDED], num_attended, out, layer[at.OUT_BIAS], tile)
-        project_up(d, layer, counters, phase + 3, normalized, tile)
-        project_to_stream(d, counters, phase + 4, d[at.HIDDEN], d[at.MLP_WIDTH], down, layer[at.DOWN_BIAS], tile)
-    project_logits(d, counters, at.PHASES_PER_LAYER * d[at.NUM_LAYERS], normalized, tile)
+        project_to_stream(d, counters, phase + 2, d[at.ATTENDED], num_attended, out, layer[at.OUT_BIAS], products)
+        project_up(d, layer, counters, phase + 3, normalized, products)
+        project_to_stream(d, counters, phase + 4, d[at.HIDDEN], d[at.MLP_WIDTH], down, layer[at.DOWN_BIAS], products)
+    project_logits(d, counters, at.PHASES_PER_LAYER * d[at.NUM_LAYERS], normalized, products)
 
 
 OPEN, INSIDE, NUM_CONTROLS = 0, 8, 16  # int64 numbers, each on a cache line of its own
 
 
 @kernel
-def lead_step(table, control, number):
+def lead_step(table: int, control: int, number: int) -> None:
     """Runs a step and lets helpers join it; returns when it is complete and all helpers have left it."""
     store_shared(control + 8 * OPEN, number)
     run_step(table, 0)
@@ -192,7 +193,7 @@ def lead_step(table, control, number):
 
 
 @kernel
-def help_steps(table, control, thread, max_idle_spins):
+def help_steps(table: int, control: int, thread: int, max_idle_spins: int) -> None:
     """Joins every step that another thread opens, until none has been opened for a while."""
     num_spins, last = 0, 0
     while num_spins < max_idle_spins:

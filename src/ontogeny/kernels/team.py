@@ -26,7 +26,7 @@ class _Helper:
     def _run(self, team: "Team", number: int) -> None:
         while True:
             self.wake.acquire()
-            step.help_steps(team.table.ctypes.data, team.control.ctypes.data, number, MAX_IDLE_SPINS)
+            step.help_steps(layout.address(team.table), layout.address(team.control), number, MAX_IDLE_SPINS)
             self.is_asleep = True
 
 
@@ -56,7 +56,7 @@ class Team:
             table: See `layout`; the arrays that it names belong to the caller.
         """
         if self.num_threads == 1 or not self._lock.acquire(blocking=False):
-            step.run_step(table.ctypes.data, 0)
+            step.run_step(layout.address(table), 0)
             return
         try:
             if not self._helpers:
@@ -67,6 +67,6 @@ class Team:
                 if helper.is_asleep:
                     helper.is_asleep = False
                     helper.wake.release()
-            step.lead_step(self.table.ctypes.data, self.control.ctypes.data, self._number)
+            step.lead_step(layout.address(self.table), layout.address(self.control), self._number)
         finally:
             self._lock.release()

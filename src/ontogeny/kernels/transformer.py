@@ -62,8 +62,8 @@ def extend(
         raise ValueError(f"the tokens do not fit into a cache of {capacity}")
     stream = packed.embedding()[joined]
     if packed.positions is not None:
-        within = np.arange(num_tokens) - np.repeat(first[:-1] - starts, counts)
-        stream += packed.positions()[within]
+        positions = np.arange(num_tokens) - np.repeat(first[:-1] - starts, counts)
+        stream += packed.positions()[positions]
     selected = {"last": first[1:] - 1, "all": np.arange(num_tokens), "none": np.zeros(0, np.int64)}[logits]
     outputs = np.empty((len(selected), config.vocab_size), np.float32)
     table = packed.table.copy()
@@ -73,8 +73,10 @@ def extend(
     table[layout.SCRATCH_SIZE] = size_of_scratch = -(-size_of_scratch // 32) * 32
     num_phases = layout.PHASES_PER_LAYER * config.num_layers + 1
     heads = config.num_heads + 2 * config.kv_heads
+    layers = zip(cache.keys, cache.values, strict=True)
+    addresses = [[layout.address(np.asarray(part)) for part in layer] for layer in layers]
     arrays = {
-        layout.CACHES: np.array([(k.ctypes.data, v.ctypes.data) for k, v in zip(cache.keys, cache.values, strict=True)], np.int64),
+        layout.CACHES: np.array(addresses, np.int64),
         layout.FIRST_TOKENS: first,
         layout.SLOTS: np.asarray(slots, np.int64),
         layout.LENGTHS: starts,
@@ -88,6 +90,6 @@ def extend(
         layout.SCRATCH: np.empty((team().num_threads, size_of_scratch), np.float32),
     }
     for field, array in arrays.items():
-        table[field] = array.ctypes.data
+        table[field] = layout.address(array)
     team().run(table)
     return outputs

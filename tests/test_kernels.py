@@ -1,0 +1,183 @@
+"""The kernels of a CPU: they agree with XLA, and no bit depends on what else is computed in the same step."""
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ontogeny import kernels
+from ontogeny.content import transformer as xla
+from ontogeny.content.transformer import TransformerConfig
+from ontogeny.content.transformer_block import RopeScaling
+
+pytest.importorskip("numba")
+from ontogeny.kernels import packing, transformer
+from ontogeny.kernels.elementwise import activate, exponential
+from ontogeny.kernels.layout import EXACT_GELU, GELU, SQUARED_RELU
+from ontogeny.kernels.team import Team
+
+ROTARY: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "use_biases": False}
+CONFIGS = {
+    "gpt2": TransformerConfig(130, 48, 2, 4, 64, 100),
+    "exact_gelu": TransformerConfig(70, 48, 1, 2, 24, 65, activation="exact_gelu", tie_embeddings=False),
+    "llama": TransformerConfig(96, 48, 2, 4, 72, 50, **ROTARY, num_kv_heads=2, head_size=20, use_qkv_biases=True),
+    "qwen3": TransformerConfig(64, 48, 2, 4, 32, 96, **ROTARY, num_kv_heads=1, head_size=128, qk_norm=True),
+    "window": TransformerConfig(
+        65, 48, 2, 2, 16, 33, **{**ROTARY, "norm": "layer", "activation": "squared_relu"}, sliding_window=5,
+        sliding_layers=(1,), unrotated_layers=(0,), rope_scaling=RopeScaling("linear", 3.0), use_mlp_biases=True,
+        use_out_proj_bias=True,
+    ),
+}  # fmt: skip
+NUM_SEQUENCES, NUM_TOKENS = 17, 40
+
+
+class Model:
+    """A small random model, all weights of which differ from their initial values."""
+
+    def __init__(self, name):
+        self.config = CONFIGS[name]
+        weights = xla.init_weights(jax.random.key(1), self.config)
+        leaves, structure = jax.tree.flatten(weights)
+        random = np.random.default_rng(2)
+        leaves = [leaf + 0.1 * random.standard_normal(leaf.shape, dtype=np.float32) for leaf in leaves]
+        self.weights = jax.tree.unflatten(structure, [jax.numpy.asarray(leaf) for leaf in leaves])
+        self.packed = packing.pack(self.config, self.weights)
+        self.tokens = random.integers(0, self.config.vocab_size, (NUM_SEQUENCES, NUM_TOKENS))
+        self.cache = transformer.init_cache(self.config, NUM_SEQUENCES, NUM_TOKENS)
+        self.logits = np.stack([self.extend(self.cache, [i], [0], [t], "all") for i, t in enumerate(self.tokens)])
+
+    def extend(self, *arguments):
+        return transformer.extend(self.packed, *arguments)
+
+    def new_cache(self, num_sequences=NUM_SEQUENCES, capacity=NUM_TOKENS):
+        cache = transformer.init_cache(self.config, num_sequences, capacity)
+        for layer in (*cache.keys, *cache.values):
+            layer[:] = np.nan  # what no sequence has written is never read
+        return cache
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    return Model(request.param)
+
+
+def equal_bits(left, right):
+    return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def test_logits_equal_those_of_xla(model):
+    expected = jax.jit(xla.forward, static_argnums=0)(model.config, model.weights, model.tokens)
+    assert model.logits.std() > 0.3
+    np.testing.assert_allclose(model.logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_sequences", range(1, NUM_SEQUENCES + 1))
+def test_a_decode_step_has_the_same_bits_for_any_number_of_sequences(model, num_sequences):
+    order = np.random.default_rng(num_sequences).permutation(NUM_SEQUENCES)[:num_sequences]
+    lengths = [int(i) + 3 for i in order]  # each sequence is at another position
+    cache = model.new_cache()
+    model.extend(
+        cache, order, [0] * num_sequences, [model.tokens[i, :n] for i, n in zip(order, lengths, strict=True)], "none"
+    )
+    logits = model.extend(
+        cache, order, lengths, [model.tokens[i, n : n + 1] for i, n in zip(order, lengths, strict=True)]
+    )
+    assert equal_bits(logits, np.stack([model.logits[i, n] for i, n in zip(order, lengths, strict=True)]))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 8, 13, 32, 39])
+def test_prefill_has_the_same_bits_for_any_division_into_chunks_and_any_capacity(model, chunk):
+    cache = model.new_cache(3, NUM_TOKENS + chunk % 3)
+    parts = []
+    for first in range(0, NUM_TOKENS, chunk):
+        new = model.tokens[:2, first : first + chunk]
+        parts.append(
+            model.extend(cache, [2, 0], [first, first], list(new), "all").reshape(2, -1, model.config.vocab_size)
+        )
+    assert equal_bits(np.concatenate(parts, axis=1), model.logits[:2])
+    for parts, expected in ((cache.keys, model.cache.keys), (cache.values, model.cache.values)):
+        assert all(equal_bits(part[2, :, :NUM_TOKENS], layer[0]) for part, layer in zip(parts, expected, strict=True))
+
+
+def test_prefill_and_decode_of_different_sequences_may_share_a_step(model):
+    cache = model.new_cache()
+    model.extend(cache, [4], [0], [model.tokens[4, :9]], "none")
+    logits = model.extend(cache, [4, 1], [9, 0], [model.tokens[4, 9:10], model.tokens[1, :21]])
+    assert equal_bits(logits, np.stack([model.logits[4, 9], model.logits[1, 20]]))
+
+
+def test_steps_have_the_same_bits_with_any_number_of_threads_and_beside_each_other(model, monkeypatch):
+    def decode(results, number):
+        cache = model.new_cache(NUM_SEQUENCES)
+        lengths, slots = [0] * NUM_SEQUENCES, range(NUM_SEQUENCES)
+        results[number] = [
+            model.extend(cache, slots, [n + first for n in lengths], list(model.tokens[:, first : first + 1]))
+            for first in range(6)
+        ]
+
+    for num_threads in (1, 3):
+        team = Team(num_threads)
+        monkeypatch.setattr(transformer, "team", lambda team=team: team)
+        results: list[Any] = [None] * 3
+        threads = [threading.Thread(target=decode, args=(results, number)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for steps in results:
+            assert equal_bits(np.stack(steps, axis=1), model.logits[:, :6])
+
+
+def test_functions_of_one_number_have_the_same_bits_wherever_it_stands():
+    numbers = np.random.default_rng(0).standard_normal(67, dtype=np.float32) * 4
+    for kind in (GELU, EXACT_GELU, SQUARED_RELU):
+        separate = np.concatenate([activated(kind, numbers[i : i + 1]) for i in range(len(numbers))])
+        for start in range(20):
+            assert equal_bits(activated(kind, numbers[start:]), separate[start:])
+
+
+def activated(kind, numbers):
+    copy = numbers.copy()
+    activate(kind, copy, len(copy))
+    return copy
+
+
+def test_the_exponential_function_is_accurate():
+    for x in np.linspace(-86, 86, 1001, dtype=np.float32):
+        exact = np.exp(np.float64(x))
+        assert abs(exponential(x) - exact) < 2.5e-7 * exact
+
+
+def test_packed_weights_exist_as_long_as_the_weights():
+    config, number = CONFIGS["gpt2"], len(packing._packed)
+    weights = xla.init_weights(jax.random.key(0), config)
+    assert packing.pack(config, weights) is packing.pack(config, weights)
+    assert len(packing._packed) == number + 1
+    del weights
+    assert len(packing._packed) == number
+
+
+def test_an_environment_variable_turns_the_kernels_off(monkeypatch):
+    assert kernels.is_active() and kernels.describe_path().startswith("numba ")
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "0")
+    assert not kernels.is_active() and kernels.describe_path().startswith("xla ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["haswell", "znver4"])
+def test_processors_with_different_vectors_yield_the_same_bits(processor, tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, 'tests'); import test_kernels as t; import hashlib; "
+        "print(hashlib.sha256(b''.join(t.Model(name).logits.tobytes() for name in t.CONFIGS)).hexdigest())"
+    )
+    digests = []
+    for name in (processor, None):
+        chosen = {} if name is None else {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
+        env = os.environ | chosen | {"NUMBA_CACHE_DIR": str(tmp_path / str(name))}
+        digests.append(subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, check=True).stdout)
+    assert digests[0] == digests[1]
