@@ -80,7 +80,17 @@ def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
     """
 
     @intrinsic
-    def multiply(typing, inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues):
+    def multiply(
+        typing: Any,
+        inputs: Any,
+        input_stride: Any,
+        weights: Any,
+        weight_stride: Any,
+        num_inputs: Any,
+        outputs: Any,
+        output_stride: Any,
+        continues: Any,
+    ) -> Any:
         """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
 
         def generate(context, builder, signature, arguments):
@@ -112,7 +122,7 @@ def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
 
 
 @intrinsic
-def dot(typing, left, right, count):
+def dot(typing: Any, left: Any, right: Any, count: Any) -> Any:
     """The sum of products of two arrays: 16 partial sums, added pairwise, then the elements that fill no vector."""
 
     def generate(context, builder, signature, arguments):
@@ -149,7 +159,7 @@ def dot(typing, left, right, count):
 
 
 @intrinsic
-def fma(typing, left, right, summand):
+def fma(typing: Any, left: Any, right: Any, summand: Any) -> Any:
     """left * right + summand, rounded once."""
 
     def generate(context, builder, signature, arguments):
@@ -159,7 +169,7 @@ def fma(typing, left, right, summand):
 
 
 @intrinsic
-def float_from_bits(typing, bits):
+def float_from_bits(typing: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
     def generate(context, builder, signature, arguments):
@@ -169,7 +179,7 @@ def float_from_bits(typing, bits):
 
 
 @intrinsic
-def as_float_pointer(typing, address):
+def as_float_pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer to float32, for `numba.carray`."""
 
     def generate(context, builder, signature, arguments):
@@ -179,7 +189,7 @@ def as_float_pointer(typing, address):
 
 
 @intrinsic
-def as_int_pointer(typing, address):
+def as_int_pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer to int64, for `numba.carray`."""
 
     def generate(context, builder, signature, arguments):
@@ -189,7 +199,7 @@ def as_int_pointer(typing, address):
 
 
 @intrinsic
-def fetch_add(typing, address, amount):
+def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
     """Adds to an int64 that threads share, and returns what it was before."""
 
     def generate(context, builder, signature, arguments):
@@ -199,7 +209,7 @@ def fetch_add(typing, address, amount):
 
 
 @intrinsic
-def load_shared(typing, address):
+def load_shared(typing: Any, address: Any) -> Any:
     """Reads an int64 that another thread may write."""
 
     def generate(context, builder, signature, arguments):
@@ -209,7 +219,7 @@ def load_shared(typing, address):
 
 
 @intrinsic
-def store_shared(typing, address, number):
+def store_shared(typing: Any, address: Any, number: Any) -> Any:
     """Writes an int64 that another thread may read."""
 
     def generate(context, builder, signature, arguments):
@@ -220,7 +230,7 @@ def store_shared(typing, address, number):
 
 
 @intrinsic
-def sleep_microseconds(typing, duration):
+def sleep_microseconds(typing: Any, duration: Any) -> Any:
     """Lets the operating system run another thread on this core for at least this time."""
 
     def generate(context, builder, signature, arguments):
@@ -233,7 +243,7 @@ def sleep_microseconds(typing, duration):
 
 
 @intrinsic
-def pause(typing):
+def pause(typing: Any) -> Any:
     """Tells the processor that this thread waits for another one."""
 
     def generate(context, builder, signature, arguments):
