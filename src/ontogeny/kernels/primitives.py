@@ -93,15 +93,15 @@ def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
     ) -> Any:
         """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
 
-        def generate(context, builder, signature, arguments):
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues = arguments
             places = [(t, v) for t in range(num_tokens) for v in range(num_vectors)]
 
-            def pointer(t, v):
+            def pointer(t: Any, v: Any) -> Any:
                 index = builder.add(builder.mul(INT(t), output_stride), INT(LANES * v))
                 return element_pointer(builder, outputs, index, VECTOR)
 
-            def accumulate(k, sums):
+            def accumulate(k: Any, sums: Any) -> Any:
                 first = builder.mul(k, weight_stride)
                 indices = [builder.add(first, INT(LANES * v)) for v in range(num_vectors)]
                 columns = [load(builder, weights, index, VECTOR) for index in indices]
@@ -125,10 +125,10 @@ def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
 def dot(typing: Any, left: Any, right: Any, count: Any) -> Any:
     """The sum of products of two arrays: 16 partial sums, added pairwise, then the elements that fill no vector."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         left, right, count = arguments
 
-        def vectors(i, sums):
+        def vectors(i: Any, sums: Any) -> Any:
             index = builder.mul(i, INT(LANES))
             factors = [load(builder, side, index, VECTOR) for side in (left, right)]
             return [fused_multiply_add(builder, factors[0], factors[1], sums[0])]
@@ -148,7 +148,7 @@ def dot(typing: Any, left: Any, right: Any, count: Any) -> Any:
         total = builder.extract_element(total, ir.IntType(32)(0))
         done = builder.mul(num_vectors, INT(LANES))
 
-        def rest(i, sums):
+        def rest(i: Any, sums: Any) -> Any:
             index = builder.add(done, i)
             factors = [load(builder, side, index) for side in (left, right)]
             return [builder.fma(factors[0], factors[1], sums[0])]
@@ -162,7 +162,7 @@ def dot(typing: Any, left: Any, right: Any, count: Any) -> Any:
 def fma(typing: Any, left: Any, right: Any, summand: Any) -> Any:
     """left * right + summand, rounded once."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float32(types.float32, types.float32, types.float32), generate
@@ -172,7 +172,7 @@ def fma(typing: Any, left: Any, right: Any, summand: Any) -> Any:
 def float_from_bits(typing: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], FLOAT)
 
     return types.float32(types.int32), generate
@@ -182,7 +182,7 @@ def float_from_bits(typing: Any, bits: Any) -> Any:
 def as_float_pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer to float32, for `numba.carray`."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.float32)))
 
     return types.CPointer(types.float32)(types.int64), generate
@@ -192,7 +192,7 @@ def as_float_pointer(typing: Any, address: Any) -> Any:
 def as_int_pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer to int64, for `numba.carray`."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
 
     return types.CPointer(types.int64)(types.int64), generate
@@ -202,7 +202,7 @@ def as_int_pointer(typing: Any, address: Any) -> Any:
 def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
     """Adds to an int64 that threads share, and returns what it was before."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", element_pointer(builder, arguments[0], INT(0), INT), arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), generate
@@ -212,7 +212,7 @@ def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
 def load_shared(typing: Any, address: Any) -> Any:
     """Reads an int64 that another thread may write."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(element_pointer(builder, arguments[0], INT(0), INT), "seq_cst", 8)
 
     return types.int64(types.int64), generate
@@ -222,7 +222,7 @@ def load_shared(typing: Any, address: Any) -> Any:
 def store_shared(typing: Any, address: Any, number: Any) -> Any:
     """Writes an int64 that another thread may read."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store_atomic(arguments[1], element_pointer(builder, arguments[0], INT(0), INT), "seq_cst", 8)
         return context.get_dummy_value()
 
@@ -233,7 +233,7 @@ def store_shared(typing: Any, address: Any, number: Any) -> Any:
 def sleep_microseconds(typing: Any, duration: Any) -> Any:
     """Lets the operating system run another thread on this core for at least this time."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
         function = get_or_insert_function(builder.module, kind, "usleep")
         builder.call(function, [builder.trunc(arguments[0], ir.IntType(32))])
@@ -246,7 +246,7 @@ def sleep_microseconds(typing: Any, duration: Any) -> Any:
 def pause(typing: Any) -> Any:
     """Tells the processor that this thread waits for another one."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if "x86_64" in context.codegen().magic_tuple()[0]:
             kind = ir.FunctionType(ir.VoidType(), [])
             builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
