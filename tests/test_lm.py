@@ -204,6 +204,51 @@ def test_an_interrupted_run_ends_in_bitwise_equal_weights(run, text_file, tmp_pa
     assert not trees.bitwise_equal(models.load(other_seed).weights, models.load(run).weights)
 
 
+def test_a_stopped_run_can_be_evaluated_sampled_from_and_resumed(run, text_file, tmp_path, call_cli):
+    folder = tmp_path / "stopped"
+
+    def interrupt(state):
+        if state.step == 20:
+            raise InterruptedTraining
+
+    with pytest.raises(InterruptedTraining):
+        train(CONFIG, [text_file], folder, on_progress=interrupt, checkpoint_interval=0)
+    with pytest.raises(BadInput, match="is not finished"):
+        models.load(folder)
+    assert not trees.bitwise_equal(models.load(folder, allow_unfinished=True).weights, models.load(run).weights)
+    code, _, error = call_cli("lm", "generate", str(folder), "--prompt", "a", "--max-tokens", "2")
+    assert code == 0 and "is not finished: its weights are those after step 20 of 40" in error
+    code, output, error = call_cli("lm", "evaluate", str(folder), "--json")
+    assert code == 0 and json.loads(output)["num_tokens"] and "after step 20 of 40" in error
+    write_page(folder)
+    code, _, error = call_cli("lm", "train", str(text_file), *OPTIONS, "--out", str(folder), "--sample-prompt", "To")
+    assert code == 0 and f"the run in '{folder}' is resumed after step 20 of 40" in error
+    assert "--- sample after step 30\nTo" in error and "--- sample after step 20\n" not in error
+    assert trees.bitwise_equal(models.load(folder).weights, models.load(run).weights)
+
+
+def test_the_weights_of_the_lowest_held_out_loss_are_preserved(text_file, tmp_path, call_cli):
+    """With a learning rate that is too high the loss rises again; the report exists while the run goes on."""
+    evaluations = []
+
+    def on_evaluation(state, model):
+        write_page(tmp_path / "run")
+        evaluations.append((state.held_out_loss, trees.to_arrays(model.weights)))
+
+    config = change(learning_rate=0.3, num_steps=60, decay_schedule="linear", warmup_fraction=0.0)
+    train(config, [text_file], tmp_path / "run", on_evaluation=on_evaluation)
+    losses = [loss for loss, _ in evaluations]
+    records = read_records(tmp_path / "run" / "records.jsonl")
+    assert losses == [record["held_out_loss"] for record in records if "held_out_loss" in record]
+    best = models.load(tmp_path / "run", best=True)
+    expected = evaluations[int(np.argmin(losses))][1]
+    assert all(np.array_equal(array, expected[name]) for name, array in trees.to_arrays(best.weights).items())
+    code, _, error = call_cli("lm", "generate", str(tmp_path / "run"), "--best", "--max-tokens", "2")
+    assert code == 0 and error == ""
+    page = render_page(tmp_path / "run")
+    assert "held-out bits per byte" in page and "learning rate" in page
+
+
 def test_a_training_whose_loss_is_not_finite_ends_with_a_sentence(text_file, tmp_path):
     with pytest.raises(BadInput, match=r"diverged: .* not finite in steps \d+ to \d+; use a lower --learning-rate"):
         train(change(learning_rate=1e30, max_gradient_norm=1e30), [text_file], tmp_path / "run")
@@ -557,7 +602,8 @@ def test_the_commands_train_evaluate_generate_and_export(call_cli, run):
     Path("mine.txt").write_text(TEXT, encoding="utf-8")
     Path("other.txt").write_text(UNSEEN_TEXT, encoding="utf-8")
     code, output, error = call_cli("lm", "train", "mine.txt", *OPTIONS, "--out", "run")
-    assert code == 0 and error == "" and "after 40 steps and 2,560 tokens" in output
+    assert code == 0 and "after 40 steps and 2,560 tokens" in output
+    assert error.startswith("note: 7,680 parameters") and "learning rate 0.01, 40 steps" in error
     assert Path("run/report.html").exists()
     assert trees.digest(models.load("run").weights) == trees.digest(models.load(run).weights)
     code, _, error = call_cli("lm", "train", "mine.txt", *OPTIONS, "--out", "run")

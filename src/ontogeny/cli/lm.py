@@ -1,7 +1,9 @@
 """`ontogeny lm`: train, evaluate, run and export language models."""
 
+import contextlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +19,14 @@ if TYPE_CHECKING:
     from ontogeny.engine.generate import Completion
     from ontogeny.lm.evaluation import TextEvaluation
     from ontogeny.lm.model import LanguageModel
-    from ontogeny.lm.training import TrainProgress
+    from ontogeny.lm.training import TrainProgress, TrainStart
     from ontogeny.stats import RatioEstimate
 
+SAMPLE_TOKENS = 60  # of a sample during training
+
+Best = Annotated[
+    bool, typer.Option("--best", help="Use the weights of the lowest held-out loss of a run instead of the last ones.")
+]
 Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a folder of Hugging Face.")]
 
 
@@ -28,6 +35,9 @@ def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
+    sample_prompt: Annotated[
+        str | None, typer.Option(help="Print a continuation of this text each time the held-out text is scored.")
+    ] = None,
     device: shared.Device = None,
     num_host_devices: shared.NumHostDevices = None,
     **settings: Any,
@@ -43,14 +53,17 @@ def train(
     from ontogeny.lm.training import train
     from ontogeny.runs import checkpoint
 
-    with shared.progress("training", "tokens") as update:
-
-        def on_progress(state: "TrainProgress") -> None:
-            held_out = "" if state.held_out_loss is None else f", held-out loss {state.held_out_loss:.3f}"
-            text = f"step {state.step:,} of {state.num_steps:,}, loss {state.loss:.3f}{held_out}"
-            update(state.step * state.tokens_per_step, state.num_steps * state.tokens_per_step, text)
-
-        train(settings, files, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
+    with contextlib.ExitStack() as stack:
+        display = _TrainDisplay(stack, out, sample_prompt)
+        train(
+            settings,
+            files,
+            out,
+            on_progress=display.on_progress,
+            on_start=display.on_start,
+            on_evaluation=display.on_evaluation,
+            checkpoint_interval=checkpoint_interval,
+        )
     summary = checkpoint.read_metadata(out, "weights")
     typer.echo(
         f"{out}: {pluralize(summary['num_parameters'], 'parameter')} after "
@@ -58,6 +71,67 @@ def train(
         f"{shared.format_number(summary['held_out_loss'])} nats per token, weights digest {summary['digest'][:16]}"
     )
     typer.echo(f"wrote {write_page(out)}")
+
+
+class _TrainDisplay:
+    """Prints the progress of a training, samples from it, and updates the page of its run."""
+
+    def __init__(self, stack: contextlib.ExitStack, out: Path, sample_prompt: str | None) -> None:
+        self._stack, self._out, self._sample_prompt = stack, out, sample_prompt
+        self._update: shared.UpdateProgress | None = None
+        self._first_step, self._created_at = 0, time.perf_counter()
+        # Nothing is known of the progress before the first step.
+        self._reading = stack.enter_context(contextlib.ExitStack())
+        self._reading.enter_context(shared.progress("reading and tokenizing", "bytes"))
+
+    def on_start(self, start: "TrainStart") -> None:
+        """Print the settings and whether the run is resumed; only from now on the rate counts."""
+        self._reading.close()
+        model, optimizer = start.model, start.optimizer
+        shared.print_note(
+            f"{pluralize(start.num_parameters, 'parameter')}, {pluralize(model.num_layers, 'layer')}, "
+            f"{pluralize(model.num_heads, 'head')}, width {model.width}, context {model.context_length}, vocabulary "
+            f"{model.vocab_size}; batch size {optimizer.batch_size}, {optimizer.optimizer}, learning rate "
+            f"{optimizer.learning_rate:g}, {pluralize(start.num_steps, 'step')}; {start.num_tokens[0]:,} training "
+            f"tokens, {start.num_tokens[1]:,} held-out tokens, read in {time.perf_counter() - self._created_at:.1f} s"
+        )
+        if start.step:
+            shared.print_note(f"the run in '{self._out}' is resumed after step {start.step:,} of {start.num_steps:,}")
+        self._first_step = start.step
+        self._update = self._stack.enter_context(shared.progress("training", "tokens"))
+
+    def on_progress(self, state: "TrainProgress") -> None:
+        """Update the progress by the tokens of this call."""
+        assert self._update is not None
+        held_out = "" if state.held_out_loss is None else f", held-out loss {state.held_out_loss:.3f}"
+        text = f"step {state.step:,} of {state.num_steps:,}, loss {state.loss:.3f}{held_out}"
+        num_tokens = [(step - self._first_step) * state.tokens_per_step for step in (state.step, state.num_steps)]
+        self._update(num_tokens[0], num_tokens[1], text)
+
+    def on_evaluation(self, state: "TrainProgress", model: "LanguageModel") -> None:
+        """Update the page, and print a sample where one was requested."""
+        from ontogeny.engine.generate import generate
+        from ontogeny.engine.sampling import SamplingParams
+        from ontogeny.lm.page import write_page
+
+        write_page(self._out)
+        if self._sample_prompt is not None:
+            params = SamplingParams(0.8, seed=state.step)
+            sample = generate(model, [self._sample_prompt], max_tokens=SAMPLE_TOKENS, sampling_params=params)[0]
+            text = shared.to_printable(self._sample_prompt + sample.text)
+            typer.echo(f"--- sample after step {state.step:,}\n{text}", err=True)
+
+
+def _load(run: Path, best: bool = False) -> "LanguageModel":
+    """Load a model for a command, and say where its run is not finished."""
+    from ontogeny.lm.model import load, read_checkpoint_step
+
+    model = load(run, best=best, allow_unfinished=True)
+    if not best and (steps := read_checkpoint_step(run)) is not None:
+        shared.print_note(
+            f"the run in '{run}' is not finished: its weights are those after step {steps[0]} of {steps[1]}"
+        )
+    return model
 
 
 def generate(
@@ -73,6 +147,7 @@ def generate(
         list[str] | None, typer.Option(help="String before which a completion ends; repeat for several.")
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of completions of each prompt.")] = 1,
+    best: Best = False,
     seed: shared.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion.")] = False,
     device: shared.Device = None,
@@ -85,9 +160,8 @@ def generate(
     configure_jax(device, num_host_devices)
     from ontogeny.engine.generate import encode_prompt, generate
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
-    from ontogeny.lm.model import load
 
-    model, params = load(run), SamplingParams(temperature, top_p, seed, top_k)
+    model, params = _load(run, best), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
     is_single = len(prompts) * n == 1 and not as_json
     if is_single:
@@ -118,6 +192,7 @@ def generate(
 def export(
     run: Annotated[Path, typer.Argument(help="Finished language-model run with --architecture gpt2.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
+    best: Best = False,
 ) -> None:
     """Write a language model as a folder that the transformers library of Hugging Face loads.
 
@@ -126,9 +201,8 @@ def export(
     shared.check_new_path(out)
     configure_jax(None)
     from ontogeny.lm import hugging_face
-    from ontogeny.lm.model import load
 
-    model = load(run)
+    model = _load(run, best)
     typer.echo(f"wrote {hugging_face.write_folder(out, model.config, model.weights, model.tokenizer)}")
 
 
@@ -154,6 +228,7 @@ def evaluate(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
     ] = False,
+    best: Best = False,
     seed: shared.Seed = 0,
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,
@@ -168,9 +243,7 @@ def evaluate(
     configure_jax(device, num_host_devices)
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
-    from ontogeny.lm.model import load
-
-    model = load(run)
+    model = _load(run, best)
     if online:
         if text is None:
             raise BadInput("--online requires a --text")

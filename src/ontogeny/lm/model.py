@@ -5,23 +5,26 @@ The folder of a run holds `spec.json`, `tokenizer.json`, the tokens of its corpu
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, config_from_settings, init_weights
 from ontogeny.errors import BadInput
-from ontogeny.lm import hugging_face
+from ontogeny.lm import hugging_face, optimization
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.chat_template import ChatTemplate, read_chat_template
+from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import RunDescription, read_spec
 from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
 from ontogeny.runs.kinds import require_kind
+from ontogeny.runs.recorder import CHECKPOINT_NAME
+from ontogeny.validation import validate
 
-WEIGHTS = "weights"
+WEIGHTS, BEST = "weights", "best"  # names of the last weights of a run and of those of the lowest held-out loss
 HUGGING_FACE_FOLDER = "Hugging Face folder"  # the name in `run_kinds`, which imports this module
 
 
@@ -40,11 +43,13 @@ class LanguageModel(NamedTuple):
     chat_template: ChatTemplate | None = None
 
 
-def load(folder: Path | str) -> LanguageModel:
+def load(folder: Path | str, *, best: bool = False, allow_unfinished: bool = False) -> LanguageModel:
     """Load the language model in a folder.
 
     Args:
-        folder: A finished run of `ontogeny lm train`, or a folder of Hugging Face.
+        folder: A run of `ontogeny lm train`, or a folder of Hugging Face.
+        best: Whether to load the weights of the lowest held-out loss instead of the last ones of a run.
+        allow_unfinished: Whether to load the last checkpoint of a run that is not finished.
 
     Returns:
         Weights, config and tokenizer.
@@ -54,15 +59,42 @@ def load(folder: Path | str) -> LanguageModel:
     """
     folder = Path(folder)
     if require_kind(folder, LANGUAGE_MODEL_RUN, HUGGING_FACE_FOLDER).name == HUGGING_FACE_FOLDER:
+        if best:
+            raise BadInput(f"'{folder}' is no run of `ontogeny lm train`, so it has no weights of the lowest loss")
         return LanguageModel(*hugging_face.read_folder(folder), chat_template=read_chat_template(folder))
     config = read_config(folder)
-    if not checkpoint.exists(folder, WEIGHTS):
+    if not allow_unfinished and not checkpoint.exists(folder, WEIGHTS):
         raise BadInput(f"the run in '{folder}' is not finished; rerun its command to resume it")
-    weights = checkpoint.load(folder, WEIGHTS, make_template(config))
+    weights = _load_weights(folder, config, best)
     tokenizer = tokenizers.read_tokenizer(folder)
     if tokenizer.size != config.vocab_size:
         raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
     return LanguageModel(config, weights, tokenizer, folder)
+
+
+def read_checkpoint_step(folder: Path) -> tuple[int, int] | None:
+    """Read how many of its steps a run that is not finished has in its checkpoint; None for any other folder."""
+    if not (folder / SPEC_FILE).exists() or checkpoint.exists(folder, WEIGHTS):
+        return None
+    if not checkpoint.exists(folder, CHECKPOINT_NAME):
+        return None
+    step = checkpoint.read_metadata(folder, CHECKPOINT_NAME)["progress"]["step"]
+    return step, read_description(folder).details["optimization"]["num_steps"]
+
+
+def _load_weights(folder: Path, config: TransformerConfig, best: bool) -> TransformerWeights:
+    """The best or the last weights of a run; those of the checkpoint where the run is not finished."""
+    if best and not checkpoint.exists(folder, BEST):
+        raise BadInput(f"the held-out text of the run in '{folder}' has not been scored, so no weights are the best")
+    if best or checkpoint.exists(folder, WEIGHTS):
+        return checkpoint.load(folder, BEST if best else WEIGHTS, make_template(config))
+    if not checkpoint.exists(folder, CHECKPOINT_NAME):
+        raise BadInput(f"the run in '{folder}' has no checkpoint yet; rerun its command to resume it")
+    optimizer = validate(OptimizerConfig, read_description(folder).details["optimization"], "optimization")
+    shapes = jax.eval_shape(lambda: optimization.init_training(jax.random.key(0), config, optimizer))
+    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    content: Any = checkpoint.load(folder, CHECKPOINT_NAME, template).content
+    return content
 
 
 def make_template(config: TransformerConfig) -> TransformerWeights:

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ontogeny.lm import corpus, training
+from ontogeny.lm import corpus, optimization, training
 from ontogeny.lm import model as models
+from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.report import charts, page
 from ontogeny.report.formatting import format_count
 from ontogeny.runs.files import read_json, write_bytes
 from ontogeny.runs.folder import RunDescription
 from ontogeny.runs.formats import RECORDS_FILE
 from ontogeny.runs.records import read_records, read_timings
+from ontogeny.validation import validate
 
 PAGE_FILE = "report.html"
 MAX_POINTS = 300  # of a line; more cannot be distinguished
@@ -46,18 +48,23 @@ def render_page(folder: Path) -> str:
     held_out = [(r["step"], r["held_out_loss"]) for r in records if r.get("held_out_loss") is not None]
     seconds = [timing["seconds"] for timing in read_timings(folder)]
     opening = page.render(__package__ or "", "training.html.j2", chart=_draw_losses(losses, held_out) if losses else "")
-    rows = _summarize_losses(losses, held_out) + _describe(description, metadata, losses, seconds)
+    bytes_per_token = metadata["num_bytes"]["held_out"] / metadata["num_tokens"]["held_out"]
+    rows = _summarize_losses(losses, held_out, bytes_per_token) + _describe(description, metadata, losses, seconds)
     summary = page.Section("run", "The run", page.table("Model, training and text", ("", "value"), rows))
     names = ", ".join(file["name"] for file in description.spec["files"])
     return page.document(f"A language model trained on {names}", opening, [summary], "language-model run")
 
 
-def _summarize_losses(losses: LossCurve, held_out: LossCurve) -> list[tuple[str, str]]:
+def _summarize_losses(losses: LossCurve, held_out: LossCurve, bytes_per_token: float) -> list[tuple[str, str]]:
     """The row of the held-out loss, or no row before it was measured."""
     if not held_out:
         return []
     best = min(held_out, key=lambda point: point[1])
-    return [("held-out loss", f"{held_out[-1][1]:.4f} nats per token; lowest {best[1]:.4f} at step {best[0]:,}")]
+    bits = [loss / math.log(2) / bytes_per_token for loss in (held_out[-1][1], best[1])]
+    return [
+        ("held-out loss", f"{held_out[-1][1]:.4f} nats per token; lowest {best[1]:.4f} at step {best[0]:,}"),
+        ("held-out bits per byte", f"{bits[0]:.4f}; lowest {bits[1]:.4f}"),
+    ]
 
 
 def _describe(
@@ -67,6 +74,7 @@ def _describe(
     spec, model, optimizer = description.spec, description.details["model"], description.details["optimization"]
     tokens_per_step = optimizer["batch_size"] * optimizer["gradient_accumulation"] * model["context_length"]
     num_steps = losses[-1][0] if losses else 0
+    schedule = optimization.make_schedule(validate(OptimizerConfig, optimizer, "optimization"))
 
     def size(part: str) -> str:
         return f"{metadata['num_tokens'][part]:,} tokens, {metadata['num_bytes'][part]:,} bytes"
@@ -80,6 +88,7 @@ def _describe(
         ),
         ("steps", f"{num_steps:,} of {optimizer['num_steps']:,}, {tokens_per_step:,} tokens each"),
         ("optimizer", ", ".join(f"{name} {value}" for name, value in optimizer.items() if name != "num_steps")),
+        ("learning rate", f"{np.asarray(schedule(max(num_steps - 1, 0))).item():.3g} in the last step"),
         ("training text", size("training")),
         ("held-out text", f"{size('held_out')}, split by {spec['split']}"),
         ("seed", str(spec["seed"])),

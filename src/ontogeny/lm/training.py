@@ -2,7 +2,8 @@
 
 Config, files and seed determine a run: the weights are bitwise reproducible however often it was killed and resumed.
 The folder holds `spec.json`, `tokenizer.json` and the tokens before the first step; then `records.jsonl` (one record
-per step, and one more where the held-out text was scored), `timing.jsonl` and `checkpoint.*`; at the end `weights.*`.
+per step, and one more where the held-out text was scored), `timing.jsonl`, `checkpoint.*` and `best.*` (the weights of
+the lowest held-out loss so far); at the end `weights.*`.
 """
 
 import math
@@ -22,9 +23,10 @@ from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.corpus import Corpus, TextFile
+from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.rng import key_from_seed
-from ontogeny.runs import formats
+from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim, library_versions
 from ontogeny.runs.recorder import RunRecorder
@@ -51,7 +53,40 @@ class TrainProgress(NamedTuple):
     held_out_loss: float | None
 
 
+class TrainStart(NamedTuple):
+    """A training before its first step of this call.
+
+    Attributes:
+        step: Steps that were taken before; more than 0 where the run is resumed.
+        num_tokens: Of the training and of the held-out text.
+    """
+
+    step: int
+    num_steps: int
+    num_parameters: int
+    num_tokens: tuple[int, int]
+    model: TransformerConfig
+    optimizer: OptimizerConfig
+
+
 OnTrainProgress = Callable[[TrainProgress], None]
+OnTrainStart = Callable[[TrainStart], None]
+OnTrainEvaluation = Callable[[TrainProgress, LanguageModel], None]
+
+
+class TrainCallbacks(NamedTuple):
+    """What a caller is told of a training.
+
+    Attributes:
+        on_start: Called before the first step, when the texts are read and tokenized.
+        on_progress: Called after each compiled call.
+        on_evaluation: Called when the held-out text has been scored and the records are written, with the present
+            weights, from which the caller may sample.
+    """
+
+    on_start: OnTrainStart | None = None
+    on_progress: OnTrainProgress | None = None
+    on_evaluation: OnTrainEvaluation | None = None
 
 
 def train(
@@ -60,6 +95,8 @@ def train(
     out: Path | str,
     *,
     on_progress: OnTrainProgress | None = None,
+    on_start: OnTrainStart | None = None,
+    on_evaluation: OnTrainEvaluation | None = None,
     checkpoint_interval: float = 10.0,
 ) -> Path:
     """Train a language model on text files.
@@ -70,7 +107,9 @@ def train(
         config: A config, or its settings.
         files: Texts in UTF-8; each is one document.
         out: The folder of the run; it is created where it is absent.
-        on_progress: Called after each compiled call.
+        on_progress: See `TrainCallbacks`, as for the next two.
+        on_start: Called before the first step.
+        on_evaluation: Called when the held-out text has been scored.
         checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
 
     Returns:
@@ -101,7 +140,8 @@ def train(
         ),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
-        _run(out, config.seed, recorder, versions["shards"], on_progress)
+        callbacks = TrainCallbacks(on_start, on_progress, on_evaluation)
+        _run(out, config.seed, recorder, versions["shards"], callbacks)
     return out
 
 
@@ -157,16 +197,22 @@ def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> di
     }
 
 
-def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_progress: OnTrainProgress | None) -> None:
+def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callbacks: TrainCallbacks) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
     model_config = models.read_config(folder)
     config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
     texts = corpus.load_corpus(folder)
     init = jax.jit(optimization.init_training, static_argnums=(1, 2))
     weights, step, held_out_loss = init(key_from_seed(seed), model_config, config), 0, None
+    best_loss = math.inf
     resumed = recorder.resume(weights)
     if resumed is not None:
         weights, step, held_out_loss = resumed[0], resumed[1]["step"], resumed[1]["held_out_loss"]
+        best_loss = resumed[1].get("best_loss") or math.inf
+    if callbacks.on_start is not None:
+        num_parameters = trees.num_elements(weights.content)
+        num_tokens = len(texts.training), len(texts.held_out)
+        callbacks.on_start(TrainStart(step, config.num_steps, num_parameters, num_tokens, model_config, config))
     weights = optimization.put_on_shards(weights, num_shards)
     tokens_per_step = config.batch_size * config.gradient_accumulation * model_config.context_length
     evaluations = {round(config.num_steps * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
@@ -183,12 +229,19 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_pro
         if evaluations & set(range(first + 1, step + 1)):
             held_out_loss = _finite(_evaluate(model_config, config, weights.content, texts, num_shards))
             recorder.append([{"step": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}])
+            if held_out_loss is not None and held_out_loss < best_loss:
+                best_loss = held_out_loss
+                checkpoint.save(folder, models.BEST, weights.content, {"step": step, "held_out_loss": best_loss})
         recorder.append_timing({"step": step, "seconds": round(time.perf_counter() - started, 6)})
-        progress = {"step": step, "held_out_loss": held_out_loss}
+        progress = {"step": step, "held_out_loss": held_out_loss, "best_loss": _finite(best_loss)}
         recorder.save(weights, progress, is_last=step == config.num_steps)
-        if on_progress is not None:
-            loss = float(info["loss"][-1])
-            on_progress(TrainProgress(step, config.num_steps, tokens_per_step, loss, held_out_loss))
+        state = TrainProgress(step, config.num_steps, tokens_per_step, float(info["loss"][-1]), held_out_loss)
+        if callbacks.on_progress is not None:
+            callbacks.on_progress(state)
+        if callbacks.on_evaluation is not None and evaluations & set(range(first + 1, step + 1)):
+            recorder.flush()
+            model = LanguageModel(model_config, weights.content, tokenizers.read_tokenizer(folder), folder)
+            callbacks.on_evaluation(state, model)
     summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
     if not trees.is_finite(weights.content):
         raise _divergence(folder, "its weights are not finite")

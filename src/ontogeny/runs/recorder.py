@@ -92,13 +92,19 @@ class RunRecorder:
         assert self._timing is not None
         self._timing.write(encode_record(timing))
 
+    def flush(self) -> None:
+        """Let other readers of the folder see all records."""
+        for file in (self._records, self._timing):
+            if file is not None:
+                file.flush()
+
     def save(self, state: PyTree, progress: Mapping[str, Any], *, is_last: bool = False) -> None:
         """Save a checkpoint if the interval has passed since the last one, or if this step is the last."""
         assert self._records is not None and self._timing is not None
         if not is_last and time.perf_counter() - self._last_save < self._interval:
             return
+        self.flush()
         for file in (self._records, self._timing):
-            file.flush()
             os.fsync(file.fileno())
         metadata = self._records_seal() | {"timing_bytes": self._timing.tell(), "progress": dict(progress)}
         checkpoint.save(self._folder, CHECKPOINT_NAME, state, metadata)
