@@ -70,10 +70,10 @@ def main() -> None:
         writer.join()
         sentence = "Rivers carry the rain of the hills to the sea, and the sea gives it back as clouds. "
         text.write_text((sentence * (arguments.bytes // len(sentence) + 1))[: arguments.bytes])
-        ours = [sys.executable, "-m", "ontogeny", "lm", "evaluate", str(model), "--text", str(text), "--json"]
+        program = [sys.executable, "-m", "ontogeny", "lm", "evaluate", str(model), "--text", str(text), "--json"]
         if arguments.batch_size is not None:
-            ours += ["--batch-size", str(arguments.batch_size)]
-        commands = {"ours": ours}
+            program += ["--batch-size", str(arguments.batch_size)]
+        commands = {"ontogeny": program}
         if arguments.peer_python:
             commands["transformers"] = [arguments.peer_python, "-c", PEER, str(model), str(text)]
         measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
@@ -112,14 +112,14 @@ def report(measured: dict[str, list[tuple[float, float, float]]], setting: dict[
     """Print one line per quantity; of several runs the fastest and the one with the least memory."""
     seconds, memory = ({name: min(run[i] for run in runs) for name, runs in measured.items()} for i in (0, 1))
     bits = {name: runs[0][2] for name, runs in measured.items()}
-    if "transformers" in bits and abs(bits["ours"] - bits["transformers"]) > 1e-3:
+    if "transformers" in bits and abs(bits["ontogeny"] - bits["transformers"]) > 1e-3:
         raise SystemExit(f"the programs disagree: {bits}")
     settings = {key: setting[key] for key in ("bytes", "batch_size", "repeats")} | {"bits_per_byte": bits}
     for name, unit, quantity in (("lm_evaluate_time", "s", seconds), ("lm_evaluate_memory", "MiB", memory)):
-        value, peer = quantity["ours"], quantity.get("transformers")
+        value, peer = quantity["ontogeny"], quantity.get("transformers")
         line = {"name": name, "value": round(value, 2), "unit": unit, "se": None}
         line |= {"peer": None if peer is None else "transformers", "peer_value": peer and round(peer, 2)}
-        line |= {"ratio": peer and round(value / peer, 3), "seconds": round(seconds["ours"], 2), "setting": settings}
+        line |= {"ratio": peer and round(value / peer, 3), "seconds": round(seconds["ontogeny"], 2), "setting": settings}
         print(json.dumps(line))
 
 
