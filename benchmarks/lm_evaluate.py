@@ -119,7 +119,7 @@ def report(measured: dict[str, list[tuple[float, float, float]]], setting: dict[
         value, peer = quantity["ontogeny"], quantity.get("transformers")
         line = {"name": name, "value": round(value, 2), "unit": unit, "se": None}
         line |= {"peer": None if peer is None else "transformers", "peer_value": peer and round(peer, 2)}
-        line |= {"ratio": peer and round(value / peer, 3), "seconds": round(seconds["ontogeny"], 2), "setting": settings}
+        line |= {"ratio": peer and round(value / peer, 3), "seconds": seconds["ontogeny"], "setting": settings}
         print(json.dumps(line))
 
 

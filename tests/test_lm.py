@@ -227,6 +227,32 @@ def test_a_stopped_run_can_be_evaluated_sampled_from_and_resumed(run, text_file,
     assert trees.bitwise_equal(models.load(folder).weights, models.load(run).weights)
 
 
+@pytest.mark.parametrize(("second", "is_named"), [("changed line\n", True), (None, False)])
+def test_documents_that_are_split_although_they_are_nearly_equal_are_named(call_cli, second, is_named):
+    Path("first.txt").write_text(TEXT, encoding="utf-8")
+    Path("second.txt").write_text(UNSEEN_TEXT if second is None else TEXT + second, encoding="utf-8")
+    options = [*OPTIONS, "--num-steps", "1", "--split", "document"]
+    code, _, error = call_cli("lm", "train", "first.txt", "second.txt", *options, "--out", "run")
+    assert code == 0 and ("of the 13-grams of words of the held-out files" in error) == is_named
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--stop"])
+def test_an_argument_that_is_not_utf_8_is_refused(call_cli, run, option):
+    code, output, error = call_cli("lm", "generate", str(run), option, "a\udcffb")
+    assert code == 2 and output == "" and "is not text in UTF-8" in error and is_one_sentence(error)
+    with pytest.raises(BadInput, match="half a surrogate pair"):
+        make_tokenizer("bpe").encode("a\udcffb")
+
+
+def test_a_lack_of_memory_is_named_without_words_of_environments_alone(call_cli, monkeypatch, run):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluation, "evaluate_held_out", fail)
+    code, _, error = call_cli("lm", "evaluate", str(run))
+    assert code != 0 and "use smaller batches" in error and is_one_sentence(error)
+
+
 def test_the_weights_of_the_lowest_held_out_loss_are_preserved(text_file, tmp_path, call_cli):
     """With a learning rate that is too high the loss rises again; the report exists while the run goes on."""
     evaluations = []

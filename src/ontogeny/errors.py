@@ -5,6 +5,10 @@ The module imports nothing, so that the command line need not import JAX.
 
 from collections.abc import Collection, Mapping
 
+NOT_ENOUGH_MEMORY = (
+    "there is not enough memory: use smaller batches, shorter lifetimes or contexts, or a smaller model or environment"
+)
+
 
 class BadInput(ValueError):
     """Input of the user that cannot be used; the message is one clear sentence about it."""

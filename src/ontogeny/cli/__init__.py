@@ -15,7 +15,7 @@ import typer
 
 from ontogeny import __version__
 from ontogeny.cli.commands import LazyGroup
-from ontogeny.errors import BadInput, ServerFailed, StorageUnavailable, StudyIncomplete
+from ontogeny.errors import NOT_ENOUGH_MEMORY, BadInput, ServerFailed, StorageUnavailable, StudyIncomplete
 from ontogeny.printable import to_printable
 from ontogeny.renamed import renamed_hint
 
@@ -67,7 +67,7 @@ def main() -> None:
         # JAX raises errors of its own class, which cannot be named without importing it.
         if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
             raise
-        _exit_with("there is not enough memory for lifetimes that long, or environments or models that large")
+        _exit_with(NOT_ENOUGH_MEMORY)
     except (KeyboardInterrupt, typer.Abort):
         _print_interrupted()
         sys.exit(INTERRUPTED)

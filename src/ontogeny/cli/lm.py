@@ -95,6 +95,11 @@ class _TrainDisplay:
             f"{optimizer.learning_rate:g}, {pluralize(start.num_steps, 'step')}; {start.num_tokens[0]:,} training "
             f"tokens, {start.num_tokens[1]:,} held-out tokens, read in {time.perf_counter() - self._created_at:.1f} s"
         )
+        if start.overlap:
+            shared.print_note(
+                f"{start.overlap:.1%} of the 13-grams of words of the held-out files are in the files that are trained "
+                "on, so the held-out loss is too low"
+            )
         if start.step:
             shared.print_note(f"the run in '{self._out}' is resumed after step {start.step:,} of {start.num_steps:,}")
         self._first_step = start.step
@@ -163,6 +168,9 @@ def generate(
 
     model, params = _load(run, best), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
+    for argument in (*prompts, *(stop or ())):
+        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise BadInput(f"'{shared.to_printable(argument)}' is not text in UTF-8")
     is_single = len(prompts) * n == 1 and not as_json
     if is_single:
         encode_prompt(model, prompts[0])  # an error is reported before anything is printed

@@ -204,7 +204,7 @@ class BPETokenizer:
         pieces = split_text([text]) if self._is_byte_level else [text]
         try:
             tokens = [self._library.encode(piece, add_special_tokens=False).ids for piece in pieces]
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # the library raises the latter
             raise BadInput("the text contains half a surrogate pair, which is not a character") from None
         return np.concatenate([np.asarray(piece, np.int32) for piece in [[], *tokens]])
 

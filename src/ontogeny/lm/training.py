@@ -9,6 +9,7 @@ the lowest held-out loss so far); at the end `weights.*`.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,12 @@ from ontogeny.lm import corpus, optimization, sizes
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
-from ontogeny.lm.corpus import Corpus, TextFile
+from ontogeny.lm.corpus import Corpus, Passage, TextFile
+from ontogeny.lm.evaluation import MAX_OVERLAP
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.optimization import OptimizerConfig
+from ontogeny.lm.overlap import measure_overlap
+from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.rng import key_from_seed
 from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
@@ -34,6 +38,7 @@ from ontogeny.validation import validate
 
 STEPS_PER_CALL = 10  # steps of one compiled call
 NUM_EVALUATIONS = 20  # how often the held-out text is scored during a training
+MAX_OVERLAP_PIECES = 16  # MiB of the held-out text that are searched for training text
 MAX_EVALUATION_WINDOWS = 256  # windows of it that are scored then
 
 
@@ -59,6 +64,8 @@ class TrainStart(NamedTuple):
     Attributes:
         step: Steps that were taken before; more than 0 where the run is resumed.
         num_tokens: Of the training and of the held-out text.
+        overlap: The share of the 13-grams of words of held-out files that the training files contain; 0 where it is at
+            most `evaluation.MAX_OVERLAP`, and of a split by tails, whose files are in both parts.
     """
 
     step: int
@@ -67,6 +74,7 @@ class TrainStart(NamedTuple):
     num_tokens: tuple[int, int]
     model: TransformerConfig
     optimizer: OptimizerConfig
+    overlap: float = 0.0
 
 
 OnTrainProgress = Callable[[TrainProgress], None]
@@ -194,7 +202,15 @@ def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> di
         "model": model_config._asdict(),
         "optimization": _optimizer_config(config, num_steps).model_dump(),
         "num_parameters": num_parameters,
+        "overlap": _measure_overlap(parts["held_out"], tokenizer, tokens) if config.split == "document" else 0.0,
     }
+
+
+def _measure_overlap(passages: Sequence[Passage], tokenizer: Tokenizer, texts: Corpus) -> float:
+    """The share of the 13-grams of held-out files that the training files contain; 0 where it is negligible."""
+    pieces = (text for passage in passages for text in corpus.read_passage(passage))
+    fraction = measure_overlap("".join(islice(pieces, MAX_OVERLAP_PIECES)), tokenizer, texts.training).fraction
+    return fraction if fraction > MAX_OVERLAP else 0.0
 
 
 def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callbacks: TrainCallbacks) -> None:
@@ -212,7 +228,9 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callba
     if callbacks.on_start is not None:
         num_parameters = trees.num_elements(weights.content)
         num_tokens = len(texts.training), len(texts.held_out)
-        callbacks.on_start(TrainStart(step, config.num_steps, num_parameters, num_tokens, model_config, config))
+        overlap = models.read_description(folder).details.get("overlap", 0.0)
+        start = TrainStart(step, config.num_steps, num_parameters, num_tokens, model_config, config, overlap)
+        callbacks.on_start(start)
     weights = optimization.put_on_shards(weights, num_shards)
     tokens_per_step = config.batch_size * config.gradient_accumulation * model_config.context_length
     evaluations = {round(config.num_steps * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}

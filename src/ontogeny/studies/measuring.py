@@ -18,7 +18,7 @@ import numpy as np
 from ontogeny import plugins, rng, steering, trees
 from ontogeny.audit.attribution import attribute
 from ontogeny.audit.suite import to_jsonable
-from ontogeny.errors import BadInput
+from ontogeny.errors import NOT_ENOUGH_MEMORY, BadInput
 from ontogeny.lifetimes import task_of
 from ontogeny.runs import checkpoint
 from ontogeny.runs.files import write_bytes
@@ -104,7 +104,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, BadInput):
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "there is not enough memory for lifetimes that long, or environments or models that large"
+        return NOT_ENOUGH_MEMORY
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}{': ' if first_line else ''}{first_line}"
 
