@@ -253,6 +253,28 @@ def test_a_lack_of_memory_is_named_without_words_of_environments_alone(call_cli,
     assert code != 0 and "use smaller batches" in error and is_one_sentence(error)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama2", "qwen3"])
+def test_a_folder_of_another_model_is_fine_tuned(call_cli, tmp_path, text_file, family):
+    """The training begins with the weights of the folder, and its run has the tokens that end an answer there."""
+    folder = Path(__file__).parent / "golden" / family
+    base = models.load(folder)
+    options = ["--num-steps", "20", "--context-length", "16", "--batch-size", "4", "--learning-rate", "1e-3"]
+    command = ("lm", "train", str(text_file), "--from", str(folder), *options, "--out", str(tmp_path / "run"))
+    code, _, error = call_cli(*command)
+    assert code == 0, error
+    tuned = models.load(tmp_path / "run")
+    assert tuned.config == base.config._replace(context_length=16)
+    assert (tuned.tokenizer.end, tuned.tokenizer.start) == (base.tokenizer.end, base.tokenizer.start)
+    assert tuned.tokenizer.end_tokens == base.tokenizer.end_tokens and "fine-tuned" in render_page(tmp_path / "run")
+    held_out = corpus.load_corpus(tmp_path / "run").held_out
+    before, after = (evaluation.token_losses(model, held_out[:65], stride=8).mean() for model in (base, tuned))
+    assert after < before - 0.1
+    first_loss = read_losses(tmp_path / "run")[0]
+    assert abs(first_loss - before) < 1.0
+    code, _, error = call_cli(*command, "--num-layers", "3")
+    assert code == 2 and "--num-layers cannot be set" in error
+
+
 def test_the_weights_of_the_lowest_held_out_loss_are_preserved(text_file, tmp_path, call_cli):
     """With a learning rate that is too high the loss rises again; the report exists while the run goes on."""
     evaluations = []

@@ -35,6 +35,15 @@ def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
+    from_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="Fine-tune the model in this folder (a run, or a folder of Hugging Face): its weights, shape and "
+            "tokenizer instead of random weights.",
+        ),
+    ] = None,
     sample_prompt: Annotated[
         str | None, typer.Option(help="Print a continuation of this text each time the held-out text is scored.")
     ] = None,
@@ -59,6 +68,7 @@ def train(
             settings,
             files,
             out,
+            initial=None if from_folder is None else _load(from_folder),
             on_progress=display.on_progress,
             on_start=display.on_start,
             on_evaluation=display.on_evaluation,

@@ -16,7 +16,7 @@ from ontogeny.lm import hugging_face, optimization
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.chat_template import ChatTemplate, read_chat_template
 from ontogeny.lm.optimization import OptimizerConfig
-from ontogeny.lm.tokenizer import Tokenizer
+from ontogeny.lm.tokenizer import SpecialTokens, Tokenizer
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import RunDescription, read_spec
 from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
@@ -66,10 +66,20 @@ def load(folder: Path | str, *, best: bool = False, allow_unfinished: bool = Fal
     if not allow_unfinished and not checkpoint.exists(folder, WEIGHTS):
         raise BadInput(f"the run in '{folder}' is not finished; rerun its command to resume it")
     weights = _load_weights(folder, config, best)
-    tokenizer = tokenizers.read_tokenizer(folder)
-    if tokenizer.size != config.vocab_size:
+    tokenizer = read_tokenizer(folder)
+    is_padded = tokenizer.size < config.vocab_size and "special_tokens" in read_description(folder).details
+    if tokenizer.size != config.vocab_size and not is_padded:  # the vocabulary of a fine-tuned model may be padded
         raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
     return LanguageModel(config, weights, tokenizer, folder)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a run; that of a fine-tuned model has the special tokens of its origin."""
+    names = read_description(folder).details.get("special_tokens")
+    if names is None:
+        return tokenizers.read_tokenizer(folder)
+    special_tokens = SpecialTokens(names["start"], names["end"], tuple(names["end_tokens"]))
+    return tokenizers.read_tokenizer(folder, special_tokens)
 
 
 def read_checkpoint_step(folder: Path) -> tuple[int, int] | None:

@@ -74,6 +74,7 @@ def _describe(
     spec, model, optimizer = description.spec, description.details["model"], description.details["optimization"]
     tokens_per_step = optimizer["batch_size"] * optimizer["gradient_accumulation"] * model["context_length"]
     num_steps = losses[-1][0] if losses else 0
+    architecture = "fine-tuned" if "initial" in spec else spec["architecture"]
     schedule = optimization.make_schedule(validate(OptimizerConfig, optimizer, "optimization"))
 
     def size(part: str) -> str:
@@ -83,7 +84,7 @@ def _describe(
         ("parameters", format_count(description.details["num_parameters"])),
         (
             "model",
-            f"{spec['architecture']}: {model['num_layers']} layers, {model['num_heads']} heads, width "
+            f"{architecture}: {model['num_layers']} layers, {model['num_heads']} heads, width "
             f"{model['width']}, context {model['context_length']}, {model['vocab_size']} tokens ({spec['tokenizer']})",
         ),
         ("steps", f"{num_steps:,} of {optimizer['num_steps']:,}, {tokens_per_step:,} tokens each"),

@@ -19,7 +19,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, make_config
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, optimization, sizes
+from ontogeny.lm import corpus, fine_tuning, optimization, sizes
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
@@ -34,6 +34,7 @@ from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim, library_versions
 from ontogeny.runs.recorder import RunRecorder
+from ontogeny.types import Weights
 from ontogeny.validation import validate
 
 STEPS_PER_CALL = 10  # steps of one compiled call
@@ -102,6 +103,7 @@ def train(
     files: Sequence[Path | str],
     out: Path | str,
     *,
+    initial: LanguageModel | None = None,
     on_progress: OnTrainProgress | None = None,
     on_start: OnTrainStart | None = None,
     on_evaluation: OnTrainEvaluation | None = None,
@@ -115,6 +117,8 @@ def train(
         config: A config, or its settings.
         files: Texts in UTF-8; each is one document.
         out: The folder of the run; it is created where it is absent.
+        initial: A model whose weights, shape and tokenizer the training begins with; by default the weights are random
+            and the tokenizer is trained.
         on_progress: See `TrainCallbacks`, as for the next two.
         on_start: Called before the first step.
         on_evaluation: Called when the held-out text has been scored.
@@ -130,11 +134,13 @@ def train(
     out = Path(out)
     if not checkpoint_interval >= 0:
         raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
-    config = _complete(validate(TrainConfig, dict(config), "lm train"))
+    config = _complete(validate(TrainConfig, dict(config), "lm train"), initial)
     texts = corpus.scan_files([Path(file) for file in files])
     spec = config.model_dump() | {
         "files": [{"name": text.path.name, "num_bytes": text.num_bytes, "sha256": text.sha256} for text in texts]
     }
+    if initial is not None:
+        spec["initial"] = fine_tuning.describe(initial)
     # Like a version, the number of shards changes the bits of the results, so a run is resumed only with the same one.
     versions = library_versions() | {"shards": optimization.count_shards(_optimizer_config(config, 1))}
     with (
@@ -144,7 +150,7 @@ def train(
             spec,
             versions=versions,
             final=f"{models.WEIGHTS}.json",
-            prepare=lambda folder: _prepare(folder, config, texts),
+            prepare=lambda folder: _prepare(folder, config, texts, initial),
         ),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
@@ -153,12 +159,16 @@ def train(
     return out
 
 
-def _complete(config: TrainConfig) -> TrainConfig:
-    """The config with the defaults of its size and device."""
+def _complete(config: TrainConfig, initial: LanguageModel | None) -> TrainConfig:
+    """The config with the defaults of its size, or of the model to begin with, and device."""
     size = sizes.find_size(config.size)
     defaults = {name: value for name, value in size._asdict().items() if getattr(config, name) is None}
     if config.precision == "auto":
         defaults["precision"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if initial is not None:
+        return fine_tuning.complete_config(config, initial).model_copy(
+            update={name: value for name, value in defaults.items() if name == "precision"}
+        )
     config = config.model_copy(update=defaults)
     # With the smallest vocabulary that is possible; raises `BadInput` before the texts are read.
     _model_config(config, tokenizers.NUM_BYTES + 1)
@@ -185,25 +195,49 @@ def _optimizer_config(config: TrainConfig, num_steps: int) -> OptimizerConfig:
     return OptimizerConfig(num_steps=num_steps, **{name: getattr(config, name) for name in names})
 
 
-def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> dict[str, Any]:
+def _prepare(
+    folder: Path, config: TrainConfig, texts: Sequence[TextFile], initial: LanguageModel | None
+) -> dict[str, Any]:
     """Write tokenizer and tokens into the folder of a new run, and return the details for `spec.json`."""
     parts = corpus.split_files(texts, config.split, config.held_out_fraction, config.seed)
-    # The alphabet is that of the whole text, so that held-out text can be scored; BPE sees the training text alone.
-    passages = parts["training"] + (parts["held_out"] if config.tokenizer == "characters" else [])
-    pieces = tokenizers.split_text(text for passage in passages for text in corpus.read_passage(passage))
-    tokenizer = tokenizers.train_tokenizer(config.tokenizer, config.vocab_size, pieces)
-    model_config = _model_config(config, tokenizer.size)
+    if initial is None:
+        tokenizer, details = _train_tokenizer(config, parts), {}
+        model_config = _model_config(config, tokenizer.size)
+        write_bytes(folder / tokenizers.FILE, tokenizer.as_json().encode())
+    else:
+        tokenizer, context_length = initial.tokenizer, config.context_length or initial.config.context_length
+        model_config, details = fine_tuning.write_base(folder, initial, context_length)
     tokens = corpus.write_corpus(folder, parts, tokenizer, model_config.context_length)
-    write_bytes(folder / tokenizers.FILE, tokenizer.as_json().encode())
     num_parameters = trees.num_elements(models.make_template(model_config))
     tokens_per_step = model_config.context_length * (config.batch_size or 1) * config.gradient_accumulation
-    num_steps = config.num_steps or sizes.count_steps(num_parameters, len(tokens.training), tokens_per_step)
-    return {
+    num_steps = config.num_steps or (
+        sizes.count_steps(num_parameters, len(tokens.training), tokens_per_step)
+        if initial is None
+        else fine_tuning.count_steps(len(tokens.training), tokens_per_step)
+    )
+    return details | {
         "model": model_config._asdict(),
         "optimization": _optimizer_config(config, num_steps).model_dump(),
         "num_parameters": num_parameters,
         "overlap": _measure_overlap(parts["held_out"], tokenizer, tokens) if config.split == "document" else 0.0,
     }
+
+
+def _train_tokenizer(config: TrainConfig, parts: Mapping[str, Sequence[Passage]]) -> Tokenizer:
+    """The tokenizer of a new run.
+
+    The alphabet is that of the whole text, so that held-out text can be scored; BPE sees the training text alone.
+    """
+    passages = [*parts["training"], *(parts["held_out"] if config.tokenizer == "characters" else [])]
+    pieces = tokenizers.split_text(text for passage in passages for text in corpus.read_passage(passage))
+    return tokenizers.train_tokenizer(config.tokenizer, config.vocab_size, pieces)
+
+
+def _init(folder: Path, seed: int, model_config: TransformerConfig, config: OptimizerConfig) -> Weights:
+    """The weights before the first step, random or those of another model, with the state of the optimizer."""
+    weights = jax.jit(optimization.init_training, static_argnums=(1, 2))(key_from_seed(seed), model_config, config)
+    initial: Any = fine_tuning.read_base(folder, models.make_template(model_config))
+    return weights if initial is None else weights._replace(content=initial)
 
 
 def _measure_overlap(passages: Sequence[Passage], tokenizer: Tokenizer, texts: Corpus) -> float:
@@ -218,8 +252,7 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callba
     model_config = models.read_config(folder)
     config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
     texts = corpus.load_corpus(folder)
-    init = jax.jit(optimization.init_training, static_argnums=(1, 2))
-    weights, step, held_out_loss = init(key_from_seed(seed), model_config, config), 0, None
+    weights, step, held_out_loss = _init(folder, seed, model_config, config), 0, None
     best_loss = math.inf
     resumed = recorder.resume(weights)
     if resumed is not None:
@@ -258,7 +291,7 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callba
             callbacks.on_progress(state)
         if callbacks.on_evaluation is not None and evaluations & set(range(first + 1, step + 1)):
             recorder.flush()
-            model = LanguageModel(model_config, weights.content, tokenizers.read_tokenizer(folder), folder)
+            model = LanguageModel(model_config, weights.content, models.read_tokenizer(folder), folder)
             callbacks.on_evaluation(state, model)
     summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
     if not trees.is_finite(weights.content):

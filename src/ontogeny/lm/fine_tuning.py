@@ -1,0 +1,79 @@
+"""Fine-tuning: a training that begins with the weights of another model instead of random ones.
+
+The model keeps its architecture, shape and tokenizer; its context may become shorter. All weights are trained, in
+float32. The run folder receives a copy of the initial weights, so that it needs the other folder only once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ontogeny import trees
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.errors import BadInput
+from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.config import TrainConfig
+from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.tokenizer import BPETokenizer, SpecialTokens
+from ontogeny.runs import checkpoint
+from ontogeny.runs.files import write_bytes
+
+INITIAL = "initial"  # the name of the initial weights in the folder of a run
+FIXED_SETTINGS = ("size", "architecture", "tokenizer", "vocab_size", "num_layers", "num_heads", "num_kv_heads", "width")
+MAX_CONTEXT_LENGTH = 1024  # by default; attention needs memory that grows with its square
+BATCH_SIZE, LEARNING_RATE = 4, 1e-4  # defaults; a tenth of that of a training from random weights
+MAX_EPOCHS = 3
+
+
+def complete_config(config: TrainConfig, base: LanguageModel) -> TrainConfig:
+    """Fill in the settings that follow from the model with whose weights a training begins.
+
+    Raises:
+        BadInput: A setting contradicts the model.
+    """
+    for name in FIXED_SETTINGS:
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            raise BadInput(f"with --from the model has its own {name}, so --{name.replace('_', '-')} cannot be set")
+    context_length = config.context_length or min(base.config.context_length, MAX_CONTEXT_LENGTH)
+    if context_length > base.config.context_length:
+        raise BadInput(f"a context of {context_length} is longer than that of the model, {base.config.context_length}")
+    defaults = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    shape = {name: getattr(base.config, name) for name in ("num_layers", "num_heads", "num_kv_heads", "width")}
+    kept = {"tokenizer": base.tokenizer.kind, "vocab_size": base.config.vocab_size, "context_length": context_length}
+    return config.model_copy(update=missing | shape | kept)
+
+
+def describe(base: LanguageModel) -> str:
+    """The digest of a model's weights, which belongs to the spec of a run that begins with them."""
+    return trees.digest(base.weights)
+
+
+def write_base(folder: Path, base: LanguageModel, context_length: int) -> tuple[TransformerConfig, dict[str, Any]]:
+    """Write tokenizer and weights of a model into the folder of a new run.
+
+    Returns:
+        The config of the model to train, and details for `spec.json`.
+    """
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), base.weights)
+    if weights.positions is not None:
+        weights = weights._replace(positions=weights.positions[:context_length])
+    checkpoint.save(folder, INITIAL, weights, {}, write_once=True)
+    write_bytes(folder / tokenizers.FILE, base.tokenizer.as_json().encode())
+    details: dict[str, Any] = {}
+    if isinstance(base.tokenizer, BPETokenizer):
+        names = base.tokenizer.start_name, base.tokenizer.end_name, sorted(base.tokenizer.end_tokens)
+        details["special_tokens"] = SpecialTokens(*names)._asdict()
+    return base.config._replace(context_length=context_length), details
+
+
+def read_base(folder: Path, template: TransformerWeights) -> TransformerWeights | None:
+    """The initial weights of a run; None where they are random."""
+    return checkpoint.load(folder, INITIAL, template) if checkpoint.exists(folder, INITIAL) else None
+
+
+def count_steps(num_tokens: int, tokens_per_step: int) -> int:
+    """Choose the default number of steps: three epochs, at least ten steps."""
+    return max(10, MAX_EPOCHS * num_tokens // tokens_per_step)
