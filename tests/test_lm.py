@@ -440,14 +440,14 @@ def test_the_batch_size_changes_no_loss_beyond_rounding(model, batch_size, monke
     tokens = model.tokenizer.encode(UNSEEN_TEXT[:150])
     expected = evaluation.token_losses(model, tokens, stride=5, batch_size=7)
     monkeypatch.setattr("ontogeny.content.transformer.MAX_LOGITS", 3 * model.config.vocab_size)  # parts of 3 tokens
-    evaluation._last_token_losses.clear_cache()
+    jax.clear_caches()
     shapes, compute = [], evaluation._last_token_losses
     monkeypatch.setattr(evaluation, "_last_token_losses", lambda *a: shapes.append(a[2].shape) or compute(*a))
     losses = evaluation.token_losses(model, tokens, stride=5, batch_size=batch_size)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
     # No window is computed twice, and no batch is filled up.
     assert sum(shape[0] for shape in shapes) == 1 + -(-(len(tokens) - 1 - 16) // 5)
-    compute.clear_cache()
+    jax.clear_caches()
 
 
 def test_the_names_of_special_tokens_in_a_text_are_bytes_of_it():

@@ -42,8 +42,8 @@ def complete_config(config: TrainConfig, base: LanguageModel) -> TrainConfig:
     defaults = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     shape = {name: getattr(base.config, name) for name in ("num_layers", "num_heads", "num_kv_heads", "width")}
-    kept = {"tokenizer": base.tokenizer.kind, "vocab_size": base.config.vocab_size, "context_length": context_length}
-    return config.model_copy(update=missing | shape | kept)
+    limits = {"tokenizer": base.tokenizer.kind, "vocab_size": base.config.vocab_size, "context_length": context_length}
+    return config.model_copy(update=missing | shape | limits)
 
 
 def describe(base: LanguageModel) -> str:
