@@ -116,10 +116,10 @@ def report(measured: dict[str, list[tuple[float, float, float]]], setting: dict[
         raise SystemExit(f"the programs disagree: {bits}")
     settings = {key: setting[key] for key in ("bytes", "batch_size", "repeats")} | {"bits_per_byte": bits}
     for name, unit, quantity in (("lm_evaluate_time", "s", seconds), ("lm_evaluate_memory", "MiB", memory)):
-        value, peer = quantity["ontogeny"], quantity.get("transformers")
-        line = {"name": name, "value": round(value, 2), "unit": unit, "se": None}
+        cost, peer = quantity["ontogeny"], quantity.get("transformers")
+        line = {"name": name, "value": round(cost, 2), "unit": unit, "se": None}
         line |= {"peer": None if peer is None else "transformers", "peer_value": peer and round(peer, 2)}
-        line |= {"ratio": peer and round(value / peer, 3), "seconds": seconds["ontogeny"], "setting": settings}
+        line |= {"ratio": peer and round(cost / peer, 3), "seconds": seconds["ontogeny"], "setting": settings}
         print(json.dumps(line))
 
 

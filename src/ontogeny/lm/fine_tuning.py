@@ -40,7 +40,7 @@ def complete_config(config: TrainConfig, base: LanguageModel) -> TrainConfig:
     if context_length > base.config.context_length:
         raise BadInput(f"a context of {context_length} is longer than that of the model, {base.config.context_length}")
     defaults = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    missing = {name: default for name, default in defaults.items() if getattr(config, name) is None}
     shape = {name: getattr(base.config, name) for name in ("num_layers", "num_heads", "num_kv_heads", "width")}
     limits = {"tokenizer": base.tokenizer.kind, "vocab_size": base.config.vocab_size, "context_length": context_length}
     return config.model_copy(update=missing | shape | limits)
@@ -64,7 +64,7 @@ def write_base(folder: Path, base: LanguageModel, context_length: int) -> tuple[
     write_bytes(folder / tokenizers.FILE, base.tokenizer.as_json().encode())
     details: dict[str, Any] = {}
     if isinstance(base.tokenizer, BPETokenizer):
-        names = base.tokenizer.start_name, base.tokenizer.end_name, sorted(base.tokenizer.end_tokens)
+        names = base.tokenizer.start_name, base.tokenizer.end_name, tuple(sorted(base.tokenizer.end_tokens))
         details["special_tokens"] = SpecialTokens(*names)._asdict()
     return base.config._replace(context_length=context_length), details
 

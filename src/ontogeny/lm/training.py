@@ -166,9 +166,8 @@ def _complete(config: TrainConfig, initial: LanguageModel | None) -> TrainConfig
     if config.precision == "auto":
         defaults["precision"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if initial is not None:
-        return fine_tuning.complete_config(config, initial).model_copy(
-            update={name: value for name, value in defaults.items() if name == "precision"}
-        )
+        precision = defaults.get("precision", config.precision)
+        return fine_tuning.complete_config(config, initial).model_copy(update={"precision": precision})
     config = config.model_copy(update=defaults)
     # With the smallest vocabulary that is possible; raises `BadInput` before the texts are read.
     _model_config(config, tokenizers.NUM_BYTES + 1)
