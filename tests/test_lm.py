@@ -275,6 +275,14 @@ def test_a_folder_of_another_model_is_fine_tuned(call_cli, tmp_path, text_file, 
     assert code == 2 and "--num-layers cannot be set" in error
 
 
+def test_a_finished_run_is_lengthened(run, model, text_file, tmp_path):
+    longer = train({"num_steps": 30, "learning_rate": 3e-3, "batch_size": 4}, [text_file], tmp_path, initial=model)
+    held_out = [corpus.load_corpus(folder).held_out for folder in (run, longer)]
+    assert np.array_equal(*held_out)
+    last, lengthened = (read_records(folder / "records.jsonl")[-1]["held_out_loss"] for folder in (run, longer))
+    assert lengthened < last and models.load(longer).tokenizer.kind == "bytes"
+
+
 def test_the_weights_of_the_lowest_held_out_loss_are_preserved(text_file, tmp_path, call_cli):
     """With a learning rate that is too high the loss rises again; the report exists while the run goes on."""
     evaluations = []

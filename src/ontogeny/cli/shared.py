@@ -315,7 +315,7 @@ def _progress_lines(description: str, unit: str) -> UpdateProgress:
     def update(num_done: int, total: int, text: str = "") -> None:
         nonlocal last
         time_of_call = time.monotonic()
-        if time_of_call - last < max(LINE_INTERVAL, (last - start) / 10) or not 0 < num_done < total:
+        if time_of_call - last < LINE_INTERVAL or not 0 < num_done < total:
             return
         last = time_of_call
         seconds = (time_of_call - start) * (total - num_done) / num_done
