@@ -33,7 +33,7 @@ def generate(adjustments, tokenizer, seed, max_tokens=300):
     draws, generated = np.random.default_rng(seed), []
     while len(generated) < max_tokens and tokenizer.end not in generated:
         logits = draws.normal(0, 3, tokenizer.size + 5).astype(np.float32)  # a vocabulary may have spare logits
-        adjusted = adjust_logits(logits, adjustments, generated, tokenizer.end)
+        adjusted = adjust_logits(logits, adjustments, generated, [tokenizer.end])
         generated.append(sample_token(adjusted, SamplingParams(seed=seed), len(generated)))
     return generated
 

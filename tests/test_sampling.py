@@ -131,7 +131,7 @@ BIASES = st.dictionaries(st.integers(0, 39), st.floats(-100, 100, width=32), max
 def test_adjustments_of_zero_change_no_bit(logits, generated, seed, position):
     assert sampling.make_adjustments(logit_bias={3: 0.0}) is None
     none = sampling.LogitAdjustments()
-    assert sampling.adjust_logits(logits, none, [t % len(logits) for t in generated], 0).tobytes() == logits.tobytes()
+    assert sampling.adjust_logits(logits, none, [t % len(logits) for t in generated], [0]).tobytes() == logits.tobytes()
 
 
 @given(LOGITS, st.floats(-2, 2), st.floats(-2, 2), BIASES, st.lists(st.integers(0, 39), max_size=12))
@@ -144,7 +144,7 @@ def test_penalties_and_biases_follow_the_definition_of_the_api(logits, presence,
         or sampling.LogitAdjustments()
     )
     before = logits.copy()
-    adjusted = sampling.adjust_logits(logits, adjustments, generated, None)
+    adjusted = sampling.adjust_logits(logits, adjustments, generated, ())
     assert logits.tobytes() == before.tobytes()  # other answers share them
     for token in range(V):
         count, bias = generated.count(token), biases.get(token, 0.0)
@@ -157,7 +157,7 @@ def test_a_token_with_the_lowest_bias_is_never_sampled(logits, excluded, tempera
     excluded = {token % len(logits) for token in excluded} - {int(np.argmin(logits))}  # any but the least probable
     adjustments = sampling.make_adjustments(logit_bias=dict.fromkeys(excluded, -100.0), presence_penalty=-2.0)
     for position in range(20):
-        adjusted = sampling.adjust_logits(logits, adjustments, list(excluded), None)
+        adjusted = sampling.adjust_logits(logits, adjustments, list(excluded), ())
         assert sample_token(adjusted, SamplingParams(temperature, seed=seed), position) not in excluded
 
 
@@ -166,5 +166,5 @@ def test_the_end_token_is_not_sampled_before_min_tokens(logits, min_tokens, num_
     logits = np.concatenate([logits, [np.float32(50.0)]])
     end = len(logits) - 1
     adjustments = sampling.LogitAdjustments(min_tokens=min_tokens)
-    adjusted = sampling.adjust_logits(logits, adjustments, [0] * num_generated, end)
+    adjusted = sampling.adjust_logits(logits, adjustments, [0] * num_generated, [end])
     assert (sample_token(adjusted, SamplingParams(0.0), 0) == end) == (num_generated >= min_tokens)
