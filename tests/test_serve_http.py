@@ -482,8 +482,8 @@ def test_a_response_format_constrains_the_answer_to_json(client):
     assert client.completions.create(**constrained).choices[0].text.startswith("{")
     complex_schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2100)}}
     formats = {"type": "json_schema", "json_schema": {"name": "complex", "schema": complex_schema}}
-    cut = client.chat.completions.create(**body | {"n": 1, "response_format": formats}).choices[0]
-    assert cut.finish_reason == "length" and cut.message.content == "{"
+    with pytest.raises(openai.InternalServerError, match="an error occurred while the answer was generated"):
+        client.chat.completions.create(**body | {"n": 1, "response_format": formats})
 
 
 def test_best_of_returns_the_candidates_with_the_highest_mean_log_probability(client):

@@ -31,7 +31,7 @@ from ontogeny.engine.requests import (
     SequenceState,
     TokenOutput,
 )
-from ontogeny.engine.sampling import TokenLogprobs, adjust_logits, compute_logprobs, sample_token
+from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits, compute_logprobs, sample_token
 from ontogeny.engine.scheduler import DecodeTask, PrefillTask, Scheduler
 from ontogeny.errors import BadInput
 
@@ -384,8 +384,11 @@ class Engine:
         """Sample one more token from the logits of the sequence, or finish it; an error fails this sequence alone."""
         try:
             self._sample(batch, sequence)
-        except Exception:
-            log.exception("a token of a request could not be determined")
+        except Exception as error:
+            if isinstance(error, ConstraintFailure):  # its message quotes the request, which no log does
+                log.warning("the schema of a request became too complex for the library")
+            else:
+                log.exception("a token of a request could not be determined")
             sequence.has_failed = True
             if sequence in batch.slots:
                 self._finish(batch, sequence, "failed")

@@ -41,7 +41,7 @@ class SamplingParams(NamedTuple):
 
 
 class ConstraintFailure(Exception):
-    """The next token of an answer cannot be determined; the answer is cut off."""
+    """The next token of an answer cannot be determined, so the answer fails."""
 
 
 @runtime_checkable
