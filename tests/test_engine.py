@@ -1,6 +1,7 @@
 """The engine: a request yields bitwise equal tokens alone, in any batch, in any order and after any history."""
 
 import contextlib
+import importlib
 import itertools
 import random
 import threading
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ontogeny.content.transformer import KVCache, forward, init_weights, make_config
 from ontogeny.engine import programs
-from ontogeny.engine.engine import Engine, QueueFull
+from ontogeny.engine.engine import Engine, QueueFull, choose_programs
 from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceActivations, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adjustments, sample_token
@@ -133,8 +134,9 @@ def test_engines_with_one_and_three_threads_give_bitwise_equal_answers(engine, w
 @pytest.fixture
 def prefills(monkeypatch):
     """One entry per prefill call."""
-    prefill, calls = programs.prefill, []
-    monkeypatch.setattr(programs, "prefill", lambda *arguments: calls.append(1) or prefill(*arguments))
+    active, calls = choose_programs(), []
+    prefill = active.prefill
+    monkeypatch.setattr(active, "prefill", lambda *arguments: calls.append(1) or prefill(*arguments))
     return calls
 
 
@@ -263,7 +265,7 @@ def test_the_failure_of_a_thread_ends_all_requests(weights, monkeypatch):
 
     with started(weights, max_num_seqs=8) as engine:
         collectors = [Collector() for _ in range(9)]
-        monkeypatch.setattr(programs, "prefill", broken_prefill)
+        monkeypatch.setattr(choose_programs(), "prefill", broken_prefill)
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         with contextlib.suppress(QueueFull):
             for collector in collectors:
@@ -362,10 +364,16 @@ def test_an_answer_continues_beyond_the_context(engine, weights):
 
 def test_nothing_is_compiled_under_load(engine, weights):
     answer_all(engine, [random_request(n, weights) for n in range(40)])
-    compiled = (programs.prefill, programs.insert_sequence, programs.decode_step)
-    sizes = [program._cache_size() for program in compiled]
+    if choose_programs() is programs:
+        compiled = [
+            program._cache_size for program in (programs.prefill, programs.insert_sequence, programs.decode_step)
+        ]
+    else:
+        step = importlib.import_module("ontogeny.kernels.step")
+        compiled = [lambda kernel=kernel: len(kernel.signatures) for kernel in (step.lead_step, step.run_step)]
+    sizes = [count() for count in compiled]
     answer_all(engine, [random_request(n + 100, weights) for n in range(80)])
-    assert [program._cache_size() for program in compiled] == sizes
+    assert [count() for count in compiled] == sizes
 
 
 @pytest.mark.parametrize("own_weights", [False, True])
@@ -373,13 +381,13 @@ def test_a_request_of_another_owner_does_not_wait_for_256_answers_and_changes_no
     engine, weights, own_weights, prefills, monkeypatch
 ):
     """The other owner is served within a few pieces of work of the first, also where the first one has all slots."""
-    steps, decode_step = [], programs.decode_step
+    steps, decode_step = [], choose_programs().decode_step
     requests = [random_request(n, weights)._replace(max_tokens=30, score_prompt=False) for n in range(256)]
     requests = [request._replace(owner="anna", end_tokens=frozenset()) for request in requests]
     other_weights = jax.tree.map(lambda leaf: leaf * 1.01, weights) if own_weights else weights
     request = random_request(1, other_weights)._replace(owner="berta", max_tokens=10, end_tokens=frozenset())
     expected = answer(engine, request)
-    monkeypatch.setattr(programs, "decode_step", lambda *arguments: steps.append(1) or decode_step(*arguments))
+    monkeypatch.setattr(choose_programs(), "decode_step", lambda *arguments: steps.append(1) or decode_step(*arguments))
     with started(weights, max_num_seqs=8, num_workers=1) as busy_engine:
         collectors, collector = [Collector() for _ in requests], Collector()
         busy_engine.submit_all(requests, collectors)

@@ -36,7 +36,9 @@ class KernelBatch:
         self._cache = transformer.init_cache(model.config, len(prompts), self._capacity)
         self._tokens = [list(prompt) for prompt in prompts]
         self._prompt_lengths = [len(prompt) for prompt in prompts]
-        self._unprocessed = [list(prompt) for prompt in prompts]
+        self._unprocessed = [
+            prompt if len(prompt) <= self._capacity else self._last_half(prompt) for prompt in self._tokens
+        ]
         self._lengths = [0] * len(prompts)
         self._num_remaining = [max_tokens] * len(prompts)
         self._params = [sampling_params._replace(seed=seed) for seed in seeds]
@@ -58,13 +60,16 @@ class KernelBatch:
                 self._step(active)
         return [tokens[first:] for tokens, first in zip(self._tokens, before, strict=True)]
 
+    def _last_half(self, tokens: list[int]) -> list[int]:
+        """The last tokens of a sequence, which fill half of the context."""
+        return tokens[-max(self._model.config.context_length // 2, 1) :]
+
     def _step(self, active: list[int]) -> None:
         """Generate one token of each active sequence."""
         end_tokens = self._model.tokenizer.end_tokens
         for index in active:
             if self._lengths[index] >= self._capacity:  # restarts from the second half of its tokens
-                num_retained = max(self._model.config.context_length // 2, 1)
-                self._unprocessed[index], self._lengths[index] = self._tokens[index][-num_retained:], 0
+                self._unprocessed[index], self._lengths[index] = self._last_half(self._tokens[index]), 0
         while long := [i for i in active if len(self._unprocessed[i]) > MAX_PREFILL_TOKENS]:
             self._process(long, "none")
         logits = self._process(active, "last")[:, : self._model.tokenizer.size]

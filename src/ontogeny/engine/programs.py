@@ -30,8 +30,11 @@ class BatchShape(NamedTuple):
     capacity: int  # tokens that the cache of a sequence can hold
 
 
-def default_batch_shape(config: TransformerConfig) -> BatchShape:
-    """Eight sequences on a CPU, where larger batches cost in proportion; 64 on an accelerator."""
+def default_batch_shape(config: TransformerConfig, max_num_seqs: int = 64) -> BatchShape:
+    """Eight sequences on a CPU, where larger batches cost in proportion; 64 on an accelerator.
+
+    The size does not follow `max_num_seqs`, because the bits of logits depend on it.
+    """
     batch_size = 8 if jax.default_backend() == "cpu" else 64
     return BatchShape(batch_size, min(32, config.context_length), config.context_length)
 

@@ -1,8 +1,8 @@
 """The threads that share the work of a step.
 
 A thread that waits for a piece of work of tens of microseconds has to spin: waking a sleeping one takes longer than the
-piece. A thread that spins while the core is needed for something else delays all, so helpers spin for a fraction of a
-millisecond after a step, which is enough while a text is generated, and then sleep until the next step.
+piece. A thread that spins while the core is needed for something else delays all, so helpers spin for a tenth of a
+millisecond after a step and then sleep until the next one. Nobody waits for a helper that wakes up.
 """
 
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 
 from ontogeny.kernels import layout, step
 
-MAX_IDLE_SPINS = 20_000  # some hundred microseconds
+MAX_IDLE_SPINS = 5_000  # a tenth of a millisecond
 MAX_THREADS = 8
 
 
@@ -45,7 +45,8 @@ class Team:
         self.num_threads = num_threads
         self.table = np.zeros(layout.NUM_FIELDS, np.int64)
         self.control = np.zeros(step.NUM_CONTROLS, np.int64)
-        self._number = 0
+        self._number = self._num_running = 0
+        self._counting = threading.Lock()
         self._lock = threading.Lock()
         self._helpers: list[_Helper] = []
 
@@ -55,9 +56,20 @@ class Team:
         Args:
             table: See `layout`; the arrays that it names belong to the caller.
         """
-        if self.num_threads == 1 or not self._lock.acquire(blocking=False):
-            step.run_step(layout.address(table), 0)
-            return
+        with self._counting:
+            self._num_running += 1
+        try:
+            # Helpers would only take a core away from another step that runs.
+            if self.num_threads > 1 and self._num_running == 1 and self._lock.acquire(blocking=False):
+                self._lead(table)
+            else:
+                step.run_step(layout.address(table), 0)
+        finally:
+            with self._counting:
+                self._num_running -= 1
+
+    def _lead(self, table: np.ndarray) -> None:
+        """Compute a step together with the helpers, while the lock is held."""
         try:
             if not self._helpers:
                 self._helpers = [_Helper(self, number) for number in range(1, self.num_threads)]

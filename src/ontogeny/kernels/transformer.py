@@ -16,6 +16,8 @@ from ontogeny.kernels import layout
 from ontogeny.kernels.packing import PackedWeights
 from ontogeny.kernels.team import MAX_THREADS, Team
 
+Integers = Sequence[int] | np.ndarray
+
 
 @cached
 def team() -> Team:
@@ -34,9 +36,9 @@ def init_cache(config: TransformerConfig, num_sequences: int, capacity: int) -> 
 def extend(
     packed: PackedWeights,
     cache: KVCache,
-    slots: Sequence[int],
-    lengths: Sequence[int],
-    tokens: Sequence[Sequence[int]],
+    slots: Integers,
+    lengths: Integers,
+    tokens: Sequence[Integers] | np.ndarray,
     logits: str = "last",
 ) -> Float[np.ndarray, "N V"]:
     """Process further tokens of some sequences of a cache, whose arrays change in place.

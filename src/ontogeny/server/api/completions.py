@@ -135,6 +135,7 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     details: dict[str, Any] = {"kind": deployment.kind, "mode": mode, "trained_digest": deployment.digest}
     if isinstance(deployment, LanguageDeployment):
         details["context_length"] = deployment.engine.max_sequence_length  # tokens that an answer can depend on
+        details["computed_by"] = deployment.engine.path  # bits differ between numba's kernels and XLA's programs
     description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
     return description | {"ontogeny": details}
 
