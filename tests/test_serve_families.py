@@ -28,6 +28,9 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     copies = {family: Path(shutil.copytree(GOLDEN / family, folder / family)) for family in FAMILIES}
     shutil.copy(GOLDEN / "chat" / "tools_as_json.jinja", copies["qwen3"] / "chat_template.jinja")
+    config = copies["qwen3"] / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(settings | {"max_position_embeddings": 512}))  # for whole conversations
     return copies
 
 
