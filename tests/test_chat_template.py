@@ -64,8 +64,15 @@ def test_the_template_is_read_from_every_place_where_folders_have_it(tmp_path):
     templates = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     config.write_text(json.dumps({"chat_template": templates}))
     assert render(tmp_path) == "d"
+    template = read_chat_template(tmp_path)
+    assert template is not None and template.render(MESSAGES, tools=[{"type": "function"}]) == "t"
+    assert template.render(MESSAGES, tools=[]) == "d"
     config.write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(BadInput, match="its chat template is no text"):
         read_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("new")
     assert render(tmp_path) == "new"
+    assert read_chat_template(tmp_path).render(MESSAGES, tools=[{}]) == "new"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("new tools")
+    assert read_chat_template(tmp_path).render(MESSAGES, tools=[{}]) == "new tools"

@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adju
 from ontogeny.engine.scheduler import MIN_TASKS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import ByteTokenizer, train_tokenizer
+from ontogeny.lm.tokenizer import ByteTokenizer, read_tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.computes
 
@@ -700,6 +701,17 @@ def test_the_end_token_has_the_length_of_its_name_in_a_tokenized_text():
     for text_of_prompt, expected in ((text, [0, 1, 1, 2, 15]), ("", [0, 1, 1, 2, 2])):
         offsets = TokenOffsets(tokenizer, text=text_of_prompt)
         assert [offsets.push(token) for token in tokens] == expected
+
+
+def test_special_tokens_and_the_space_before_a_text_have_their_lengths_in_a_tokenized_text():
+    tokenizer = read_tokenizer(Path(__file__).parent / "golden" / "llama2")
+    for text in ("You may use", " You", "é中 work", "<s>The</s>work", "a <unk>b"):
+        tokens = tokenizer.encode(text).tolist()
+        offsets = TokenOffsets(tokenizer, text=text)
+        positions = [offsets.push(token) for token in tokens]
+        for token, first, last in zip(tokens, positions, [*positions[1:], len(text)], strict=True):
+            source = tokenizer.source_of(token).decode(errors="replace")
+            assert "\ufffd" in source or text[first:last].strip() == source.strip(), (text, positions)
 
 
 def test_stop_strings_do_not_end_an_answer_before_min_tokens():

@@ -142,6 +142,7 @@ def with_the_old_spelling(folder):
 
 def with_harmless_settings(folder):
     change_config(folder, _name_or_path="x", pretraining_tp=1, unknown_and_off=False, temperature=0.6)
+    change_config(folder, is_llama_config=True, rope_interleaved=False, max_sequence_length=64)  # SmolLM2, Llama 1
 
 
 AS_PEOPLE_HAVE_THEM = [

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 import ontogeny
 import texts
@@ -102,6 +103,35 @@ def test_a_split_text_is_tokenized_like_the_whole():
         pieces = list(tokenizers.split_text([text[:500], text[500:]], length))
         assert "".join(pieces) == text and len(pieces) > 2
         assert [token for piece in pieces for token in tokenizer.encode(piece).tolist()] == expected
+
+
+WORDS_OF_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["中国人在家。日本人，也在家！\n" * 40, "123\n4567\n\n8\r\n" * 60, "a['b'] <e> c\n\n d'll (x);\n" * 40],
+)
+def test_texts_without_spaces_between_words_are_split_at_words_too(text):
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(WORDS_OF_LLAMA_3), "isolated")
+    words_of = pre_tokenizers.Sequence([split, byte_level]).pre_tokenize_str
+    expected = [word for word, _ in words_of(text)]
+    for length in (20, 31, 50):
+        pieces = list(tokenizers.split_text([text[:300], text[300:]], length))
+        assert "".join(pieces) == text and len(pieces) > 4
+        assert [word for piece in pieces for word, _ in words_of(piece)] == expected
+
+
+def test_tokenizers_whose_words_depend_on_more_than_their_neighbors_get_an_undivided_text(monkeypatch):
+    monkeypatch.setattr(tokenizers, "split_text", partial(tokenizers.split_text, length=4))
+    texts = ["one two three ", "four five six"]
+    for family in ("gpt2", "llama2", "llama3", "mistral", "qwen3"):
+        tokenizer = models.load(Path(__file__).parent / "golden" / family).tokenizer
+        assert len(list(tokenizer.split(texts))) == (1 if family in ("llama2", "mistral") else 5), family
 
 
 def test_invalid_tokenizers_and_unknown_characters_are_rejected():

@@ -67,7 +67,8 @@ class TokenOffsets:
         Args:
             tokenizer: The tokenizer of the model.
             start: The position of the first character.
-            text: The text if it was tokenized; the end token stands for its name there, otherwise for no character.
+            text: The text if it was tokenized. A special token stands for its name there, otherwise for no character,
+                and the space that tokenizers in the style of SentencePiece add to a text is no character of it.
         """
         self._tokenizer, self._text = tokenizer, text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -75,10 +76,10 @@ class TokenOffsets:
 
     def push(self, token: int) -> int:
         """Append a token and return its position."""
-        data = self._tokenizer.bytes_of(token)
+        data = self._without_added_space(self._tokenizer.bytes_of(token))
         if not data:
             offset = self._num_complete
-            self._num_complete += self._length_of_end(token, offset)
+            self._num_complete += self._length_of_name(token, offset)
             return offset
         self._num_complete += len(self._decoder.decode(data[:1]))
         # The first byte is the last one of an incomplete character, or else it has completed the last character.
@@ -86,11 +87,18 @@ class TokenOffsets:
         self._num_complete += len(self._decoder.decode(data[1:]))
         return offset
 
-    def _length_of_end(self, token: int, offset: int) -> int:
+    def _length_of_name(self, token: int, offset: int) -> int:
         """The characters that a token without bytes has in the text: those of its name, if it stands there."""
-        name = self._tokenizer.end_name
-        is_named = name is not None and token == self._tokenizer.end and self._text.startswith(name, offset)
-        return len(name) if name is not None and is_named else 0
+        name = self._tokenizer.source_of(token).decode()
+        return len(name) if self._text.startswith(name, offset) else 0
+
+    def _without_added_space(self, data: bytes) -> bytes:
+        """The bytes of a token, without a space at their beginning that the text does not have there."""
+        if not self._text or not data.startswith(b" "):
+            return data
+        word = data.decode(errors="ignore")  # the last character may be incomplete
+        is_added = not self._text.startswith(word, self._num_complete)
+        return data[1:] if is_added and self._text.startswith(word[1:], self._num_complete) else data
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -20,6 +20,7 @@ from ontogeny.errors import BadInput
 from ontogeny.runs.files import read_json
 
 TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+FURTHER_TEMPLATES, WITH_TOOLS = "additional_chat_templates", "tool_use"
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -30,19 +31,22 @@ class ChatTemplate:
         source: Its text.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], source_with_tools: str | None = None) -> None:
         """Compile a template.
 
         Args:
             source: The text of the template.
             special_tokens: Texts that the template may name, such as `bos_token`.
+            source_with_tools: The text of a template for conversations with tools, if the model has one.
 
         Raises:
             BadInput: It is no template.
         """
         self.source, self._special_tokens = source, dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._template_with_tools = _environment().from_string(source)
+            if source_with_tools is not None:
+                self._template_with_tools = _environment().from_string(source_with_tools)
         except (jinja2.TemplateError, RecursionError) as error:
             raise BadInput(f"the chat template cannot be read: {error}") from None
 
@@ -65,8 +69,9 @@ class ChatTemplate:
         Raises:
             BadInput: The template refuses the conversation, or fails.
         """
+        template = self._template_with_tools if tools else self._template
         try:
-            return self._template.render(
+            return template.render(
                 **self._special_tokens,
                 messages=[dict(message) for message in messages],
                 tools=list(tools) if tools else None,
@@ -86,19 +91,19 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     """
     settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     source = settings.get("chat_template")
-    if (folder / TEMPLATE_FILE).is_file():
-        try:
-            source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"'{folder / TEMPLATE_FILE}' cannot be read: {error}") from None
-    elif isinstance(source, list):  # several templates, by name
+    if isinstance(source, list):  # several templates, by name
         templates = {part.get("name"): part.get("template") for part in source if isinstance(part, dict)}
-        source = templates.get("default")
-    if source is None:
-        return None
-    if not isinstance(source, str):
+    else:
+        templates = {"default": source}
+    paths = {"default": folder / TEMPLATE_FILE, WITH_TOOLS: folder / FURTHER_TEMPLATES / f"{WITH_TOOLS}.jinja"}
+    try:
+        templates |= {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"a chat template in '{folder}' cannot be read: {error}") from None
+    sources = [templates.get("default"), templates.get(WITH_TOOLS)]
+    if not all(source is None or isinstance(source, str) for source in sources):
         raise BadInput(f"'{folder / TOKENIZER_CONFIG}' is damaged: its chat template is no text")
-    return ChatTemplate(source, _special_tokens(settings))
+    return None if sources[0] is None else ChatTemplate(sources[0], _special_tokens(settings), sources[1])
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

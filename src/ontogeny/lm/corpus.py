@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import Tokenizer, split_text
+from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs.files import open_new_file, read_json, write_json
 
 FILE = "corpus.json"
@@ -246,7 +246,7 @@ def _write_part(path: Path, passages: Sequence[Passage], tokenizer: Tokenizer, d
             if tokenizer.end is not None:
                 file.write(np.array([tokenizer.end], dtype).tobytes())
                 num_tokens += 1
-            for text in split_text(read_passage(passage)):
+            for text in tokenizer.split(read_passage(passage)):
                 tokens = tokenizer.encode(text)
                 file.write(tokens.astype(dtype).tobytes())
                 num_tokens += len(tokens)

@@ -30,7 +30,14 @@ KINDS = ("bytes", "characters", "bpe")
 NUM_BYTES = 256
 MAX_VOCAB_SIZE = 1 << 20
 PIECE_LENGTH = 1 << 20  # characters that are tokenized at a time
-WORD_START = re.compile(r"(?<=\S) (?=\S)")  # byte-level pre-tokenizers begin a word here whatever the context is
+MAX_LENGTHS = 8  # times the length of a piece, where a text has no place at which it can be split
+# Byte-level pre-tokenizers begin a word here whatever the context is: at a space between two words, and where the
+# script has no spaces, at a line end or punctuation mark after a letter or digit. A space beside a bracket may belong
+# to a special token.
+WORD_START = re.compile(
+    r"(?<=[^\s>\]]) (?=[^\s<\[])|(?<=[^\W_])(?=[\n.,;:!?\u3001\u3002\uff0c\uff1a\uff1b\uff01\uff1f])"
+)
+SPLIT_PROBE = ("Ab", " cd 1", "\n2", ",ef", ", g")  # one text in the pieces of `WORD_START`
 SPACE = "▁"  # as tokenizers in the style of SentencePiece write it
 BYTE_WORD = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -63,6 +70,10 @@ class Tokenizer(Protocol):
         """Tokenize a text; text that the tokenizer cannot express raises `BadInput`."""
         ...
 
+    def split(self, texts: Iterable[str]) -> Iterator[str]:
+        """Split a text, given in parts, into pieces that encode to the tokens of the undivided text."""
+        ...
+
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token; none for the end token."""
         ...
@@ -91,6 +102,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Tokenize a text."""
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32)
+
+    def split(self, texts: Iterable[str]) -> Iterator[str]:
+        """Split a text into the pieces of `split_text`."""
+        return split_text(texts)
 
     def bytes_of(self, token: int) -> bytes:
         """The byte of a token."""
@@ -134,6 +149,10 @@ class CharacterTokenizer:
                 "of the tokenizer; a tokenizer of bytes or bpe encodes every text"
             )
         return tokens.astype(np.int32)
+
+    def split(self, texts: Iterable[str]) -> Iterator[str]:
+        """Split a text into the pieces of `split_text`."""
+        return split_text(texts)
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token's character."""
@@ -188,8 +207,8 @@ class BPETokenizer:
         self.prefix = _find_prefix(library)
         ends = {*special_tokens.end_tokens} | (set() if self.end is None else {self.end})
         self.end_tokens = frozenset(token for token in ends if token < self.size)
-        self._is_byte_level = _is_byte_level(library)
-        to_bytes = _byte_level_bytes if self._is_byte_level else _sentencepiece_bytes
+        self._is_splittable = _is_splittable(library)
+        to_bytes = _byte_level_bytes if _is_byte_level(library) else _sentencepiece_bytes
         self._bytes = [b""] * self.size
         self._special_names = {token: word.content.encode() for token, word in added.items() if word.special}
         for word, token in vocabulary.items():
@@ -200,13 +219,15 @@ class BPETokenizer:
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Tokenize a text; a text with half a surrogate pair raises `BadInput`."""
-        # Only byte-level tokenizers treat a piece of a text as they treat it within the text.
-        pieces = split_text([text]) if self._is_byte_level else [text]
         try:
-            tokens = [self._library.encode(piece, add_special_tokens=False).ids for piece in pieces]
+            tokens = [self._library.encode(piece, add_special_tokens=False).ids for piece in self.split([text])]
         except (UnicodeEncodeError, TypeError):  # the library raises the latter
             raise BadInput("the text contains half a surrogate pair, which is not a character") from None
         return np.concatenate([np.asarray(piece, np.int32) for piece in [[], *tokens]])
+
+    def split(self, texts: Iterable[str]) -> Iterator[str]:
+        """Split a text into the pieces of `split_text`, or into one where the tokens of the pieces would differ."""
+        return split_text(texts) if self._is_splittable else iter(["".join(texts)])
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token; none for a number beyond the vocabulary, for which a model may have a logit."""
@@ -343,16 +364,20 @@ def split_text(texts: Iterable[str], length: int = PIECE_LENGTH) -> Iterator[str
         length: Characters per piece, approximately.
 
     Yields:
-        Pieces that begin where a word of the pre-tokenizer begins in any context.
+        Pieces that begin where a word of the pre-tokenizer begins in any context. Where a text has no such place, a
+        piece ends after `MAX_LENGTHS` times the length.
     """
-    rest = ""
+    rest, start = "", length
     for text in texts:
         rest += text
         while len(rest) > 2 * length:
-            match = WORD_START.search(rest, length, len(rest) - 1)
-            cut = match.start() if match else 2 * length
+            match = WORD_START.search(rest, start)
+            if match is None and len(rest) < MAX_LENGTHS * length:
+                start = len(rest) - 1  # the last character may precede a word of the next part
+                break
+            cut = match.start() if match else MAX_LENGTHS * length
             yield rest[:cut]
-            rest = rest[cut:]
+            rest, start = rest[cut:], length
     if rest:
         yield rest
 
@@ -396,6 +421,19 @@ def _is_byte_level(library: tokenizers.Tokenizer) -> bool:
     """Whether a tokenizer of the library writes bytes as GPT-2's does."""
     settings = json.loads(library.to_str())
     return any('"ByteLevel"' in json.dumps(settings.get(part)) for part in ("decoder", "pre_tokenizer"))
+
+
+def _is_splittable(library: tokenizers.Tokenizer) -> bool:
+    """Whether the pieces of `split_text` have the words that they have within the text."""
+    normalizer, pre_tokenizer = library.normalizer, library.pre_tokenizer
+    if pre_tokenizer is None:
+        return False
+
+    def words(text: str) -> list[str]:
+        normalized = text if normalizer is None else normalizer.normalize_str(text)
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(normalized)]
+
+    return words("".join(SPLIT_PROBE)) == [word for piece in SPLIT_PROBE for word in words(piece)]
 
 
 def _byte_level_bytes(word: str) -> bytes:
