@@ -1,6 +1,7 @@
 """Constrained decoding: whatever the logits are, a complete answer is a JSON value of its schema."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,21 @@ from hypothesis import strategies as st
 from ontogeny.engine.grammar import compile_json_schema
 from ontogeny.engine.sampling import ConstraintFailure, SamplingParams, adjust_logits, make_adjustments, sample_token
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import ByteTokenizer, CharacterTokenizer, decode, train_tokenizer
+from ontogeny.lm.tokenizer import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    SpecialTokens,
+    decode,
+    parse_tokenizer,
+    read_tokenizer,
+    train_tokenizer,
+)
 
 TOKENIZERS = [
     ByteTokenizer(),
     train_tokenizer("bpe", 300, ['{"name": "anna", "age": 31, "tags": ["true", "a é語"]}'] * 9),
+    # It writes a space before a text.
+    read_tokenizer(Path(__file__).parent / "golden" / "llama2", SpecialTokens("<s>", "</s>")),
 ]
 SCHEMA = {
     "type": "object",
@@ -50,6 +61,16 @@ def test_an_answer_from_any_logits_has_its_schema(tokenizer, seed):
     assert type(value["age"]) is int and 10 <= value["age"] <= 99
     assert len(value["tags"]) <= 2 and set(value["tags"]) <= {"true", "a"}
     assert generate(adjustments.for_another_answer(), tokenizer, seed) == answer  # no state of another answer
+
+
+def test_a_tokenizer_that_normalizes_text_writes_words_that_are_not_normalized():
+    settings = json.loads(TOKENIZERS[1].as_json()) | {"normalizer": {"type": "NFC"}}
+    tokenizer = parse_tokenizer(json.dumps(settings))
+    adjustments = make_adjustments(constraint=compile_json_schema({"enum": ["cafe\u0301 x", "e\u0301"]}, tokenizer))
+    assert adjustments is not None
+    for seed in range(4):
+        answer = decode(tokenizer, generate(adjustments.for_another_answer(), tokenizer, seed))
+        assert json.loads(answer) in ("cafe\u0301 x", "e\u0301")
 
 
 @pytest.mark.parametrize(

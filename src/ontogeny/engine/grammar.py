@@ -92,10 +92,28 @@ class _TokenizerTable:
         self.eos_token_id, self.bos_token_id, self._encode = tokenizer.end, None, tokenizer.encode
         self.special_token_ids = [token for token, text in enumerate(data) if not text]
         self.tokens = [text or f"<|{token}|>".encode() for token, text in enumerate(data)]
+        self._bytes_of = tokenizer.bytes_of
+        self._token_of = {text: token for token, text in reversed(list(enumerate(data))) if text}
+        self._max_length = max(map(len, data))
 
-    def __call__(self, text: str) -> list[int]:
-        """Tokenize a text."""
-        return self._encode(text if isinstance(text, str) else text.decode()).tolist()
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Tokenize a text into tokens of exactly its bytes.
+
+        A tokenizer may add a space before a text or normalize it, and then the longest words are used.
+        """
+        data = text.encode() if isinstance(text, str) else text
+        tokens = self._encode(data.decode()).tolist()
+        return tokens if b"".join(map(self._bytes_of, tokens)) == data else self._longest_words(data)
+
+    def _longest_words(self, data: bytes) -> list[int]:
+        """The tokens of bytes, each the longest word that they begin with."""
+        tokens: list[int] = []
+        while data:
+            lengths = range(min(len(data), self._max_length), 0, -1)
+            length = next((n for n in lengths if data[:n] in self._token_of), 1)
+            tokens += [self._token_of[data[:length]]] if data[:length] in self._token_of else []
+            data = data[length:]
+        return tokens
 
 
 @lru_cache(MAX_TOKENIZERS)
