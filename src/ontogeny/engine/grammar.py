@@ -88,31 +88,31 @@ class _TokenizerTable:
     """A tokenizer as llguidance reads it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        data = [tokenizer.bytes_of(token) for token in range(tokenizer.size)]
+        words = [tokenizer.bytes_of(token) for token in range(tokenizer.size)]
         self.eos_token_id, self.bos_token_id, self._encode = tokenizer.end, None, tokenizer.encode
-        self.special_token_ids = [token for token, text in enumerate(data) if not text]
-        self.tokens = [text or f"<|{token}|>".encode() for token, text in enumerate(data)]
+        self.special_token_ids = [token for token, text in enumerate(words) if not text]
+        self.tokens = [text or f"<|{token}|>".encode() for token, text in enumerate(words)]
         self._bytes_of = tokenizer.bytes_of
-        self._token_of = {text: token for token, text in reversed(list(enumerate(data))) if text}
-        self._max_length = max(map(len, data))
+        self._token_of = {text: token for token, text in reversed(list(enumerate(words))) if text}
+        self._max_length = max(map(len, words))
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Tokenize a text into tokens of exactly its bytes.
 
         A tokenizer may add a space before a text or normalize it, and then the longest words are used.
         """
-        data = text.encode() if isinstance(text, str) else text
-        tokens = self._encode(data.decode()).tolist()
-        return tokens if b"".join(map(self._bytes_of, tokens)) == data else self._longest_words(data)
+        encoded = text.encode() if isinstance(text, str) else text
+        tokens = self._encode(encoded.decode()).tolist()
+        return tokens if b"".join(map(self._bytes_of, tokens)) == encoded else self._longest_words(encoded)
 
-    def _longest_words(self, data: bytes) -> list[int]:
+    def _longest_words(self, encoded: bytes) -> list[int]:
         """The tokens of bytes, each the longest word that they begin with."""
         tokens: list[int] = []
-        while data:
-            lengths = range(min(len(data), self._max_length), 0, -1)
-            length = next((n for n in lengths if data[:n] in self._token_of), 1)
-            tokens += [self._token_of[data[:length]]] if data[:length] in self._token_of else []
-            data = data[length:]
+        while encoded:
+            lengths = range(min(len(encoded), self._max_length), 0, -1)
+            length = next((n for n in lengths if encoded[:n] in self._token_of), 1)
+            tokens += [self._token_of[encoded[:length]]] if encoded[:length] in self._token_of else []
+            encoded = encoded[length:]
         return tokens
 
 

@@ -92,13 +92,13 @@ class TokenOffsets:
         name = self._tokenizer.source_of(token).decode()
         return len(name) if self._text.startswith(name, offset) else 0
 
-    def _without_added_space(self, data: bytes) -> bytes:
+    def _without_added_space(self, encoded: bytes) -> bytes:
         """The bytes of a token, without a space at their beginning that the text does not have there."""
-        if not self._text or not data.startswith(b" "):
-            return data
-        word = data.decode(errors="ignore")  # the last character may be incomplete
+        if not self._text or not encoded.startswith(b" "):
+            return encoded
+        word = encoded.decode(errors="ignore")  # the last character may be incomplete
         is_added = not self._text.startswith(word, self._num_complete)
-        return data[1:] if is_added and self._text.startswith(word[1:], self._num_complete) else data
+        return encoded[1:] if is_added and self._text.startswith(word[1:], self._num_complete) else encoded
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
