@@ -496,3 +496,10 @@ def test_a_killed_planning_experiment_repeats_the_missing_run(tmp_path):
     worked = []
     runner.run_mesa_study(budget, folder, on_event=lambda e: worked.append(e.text) if e.kind == "work" else None)
     assert path.read_bytes() == complete and worked == ["planning/td_zero/0"]
+
+
+def test_every_size_measures_at_whole_calls_of_its_training():
+    for budget in schedule.planning_budgets().values():
+        points = budget.measurement[0]
+        assert not [point for point in points if point % budget.training.updates_per_call]
+        assert points[-1] == budget.training.num_updates

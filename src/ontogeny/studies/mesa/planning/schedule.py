@@ -76,7 +76,7 @@ def planning_budgets() -> dict[str, PlanningBudget]:
             num_runs=2,
             training=TrainingPlan(100, batch_size=16),
             measurement=MeasurementPlan(
-                (0, 50, 100), num_curve_streams=16, num_streams=16, runs_at_once=4, has_further_measures=False
+                (0, 100), num_curve_streams=16, num_streams=16, runs_at_once=4, has_further_measures=False
             ),
             num_together=4,
             is_brief=True,
