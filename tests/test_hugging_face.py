@@ -230,3 +230,17 @@ def test_a_config_with_a_window_as_long_as_the_context_has_no_window(tmp_path):
     folder = copy_folder("mistral", tmp_path)
     change_config(folder, sliding_window=64)
     assert hugging_face.read_config(folder).sliding_layers == ()
+
+
+def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_of_its_normal_form(tmp_path):
+    folder = copy_folder("qwen3", tmp_path)
+    settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps(settings | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    model = models.load(folder)
+    texts = ["caf\u00e9 in the License " * 9, "cafe\u0301 in the License " * 9]
+    composed, decomposed = (evaluation.evaluate(model, text) for text in texts)
+    assert np.array_equal(composed.losses, decomposed.losses)
+    assert [(e.num_bytes, e.num_unscored_bytes) for e in (composed, decomposed)] == [(189, 0), (198, 0)]
+    assert np.isclose(composed.bits_per_byte.mean * 189, decomposed.bits_per_byte.mean * 198)
+    spaced = evaluation.evaluate(models.load(GOLDEN / "llama2"), "You may</s> use")  # two spaces are added
+    assert (spaced.num_bytes, spaced.num_unscored_bytes) == (15, 0)

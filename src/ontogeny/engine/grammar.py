@@ -102,7 +102,7 @@ class _TokenizerTable:
         A tokenizer may add a space before a text or normalize it, and then the longest words are used.
         """
         encoded = text.encode() if isinstance(text, str) else text
-        tokens = self._encode(encoded.decode()).tolist()
+        tokens = self._encode(encoded.decode(errors="replace")).tolist()
         return tokens if b"".join(map(self._bytes_of, tokens)) == encoded else self._longest_words(encoded)
 
     def _longest_words(self, encoded: bytes) -> list[int]:

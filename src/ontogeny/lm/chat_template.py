@@ -79,7 +79,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **(variables or {}),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except Exception as error:  # a filter raises whatever its input leads to
             raise BadInput(f"the model's chat template refuses this conversation: {error}") from None
 
 

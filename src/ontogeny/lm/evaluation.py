@@ -35,7 +35,8 @@ class TextEvaluation(NamedTuple):
     Attributes:
         perplexity: Per token.
         num_tokens: Tokens that were scored.
-        num_bytes: Bytes of UTF-8 that these tokens encode. The name of a special token in a text counts as text.
+        num_bytes: Bytes of the text that these tokens stand for. The name of a special token in a text counts as text.
+            Where the tokenizer normalizes the text, its bytes are divided in proportion to those that tokens encode.
         num_unscored_bytes: Further bytes of the text: those of a first token before which the model knows no other.
         segment_size: Tokens per segment.
         overlap: With the training text; None where that is unknown.
@@ -92,8 +93,12 @@ def evaluate(
     """
     tokens = model.tokenizer.encode(text)
     overlap = check_overlap(model, text, max_overlap=max_overlap, allow_overlap=allow_overlap)
-    evaluation = _evaluate_tokens(model, tokens, np.ones(len(tokens), bool), stride, batch_size, on_progress)
-    num_unscored = max(len(text.encode()) - evaluation.num_bytes, 0)
+    # A tokenizer that adds a space or normalizes the text encodes more or fewer bytes than the text has.
+    encoded_bytes, text_bytes = token_bytes(model, tokens).sum(), len(text.encode())
+    evaluation = _evaluate_tokens(
+        model, tokens, np.ones(len(tokens), bool), stride, batch_size, on_progress, text_bytes / (encoded_bytes or 1)
+    )
+    num_unscored = text_bytes - evaluation.num_bytes
     return evaluation._replace(overlap=overlap, num_unscored_bytes=num_unscored)
 
 
@@ -276,8 +281,13 @@ def _evaluate_tokens(
     stride: int | None,
     batch_size: int | None,
     on_progress: OnTokensProgress | None,
+    bytes_per_encoded_byte: float = 1.0,
 ) -> TextEvaluation:
-    """Score tokens and estimate all quantities with their intervals over those that are text."""
+    """Score tokens and estimate all quantities with their intervals over those that are text.
+
+    Args:
+        bytes_per_encoded_byte: Bytes of the text for each byte that its tokens encode.
+    """
     context_length, tokenizer = model.config.context_length, model.tokenizer
     stride = choose_stride(context_length, stride)
     if tokenizer.start is not None and (not len(tokens) or tokens[0] != tokenizer.start):
@@ -289,6 +299,7 @@ def _evaluate_tokens(
     if not np.isfinite(losses).all():
         raise BadInput("the model's losses on this text are not finite numbers, so nothing is reported")
     losses, num_bytes = losses[is_text[1:]], token_bytes(model, np.asarray(tokens[1:])[is_text[1:]])
+    num_bytes *= bytes_per_encoded_byte
     segment_size = max(context_length, -(-len(losses) // TARGET_SEGMENTS))
     nats_per_token, bits_per_byte, num_segments = summarize(losses, num_bytes, segment_size)
     with np.errstate(over="ignore"):
@@ -298,7 +309,7 @@ def _evaluate_tokens(
         bits_per_byte,
         nats_per_token,
         len(losses),
-        int(num_bytes.sum()),
+        round(num_bytes.sum()),
         0,
         num_segments,
         segment_size,

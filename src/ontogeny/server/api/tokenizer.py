@@ -81,7 +81,9 @@ def _get_tokenizer_model(request: Request, name: str | None) -> LanguageDeployme
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the tokens of a text in which the name of the end token stands for that token."""
-    parts = [text] if tokenizer.end_name is None else text.split(tokenizer.end_name)
+    if tokenizer.end is None or tokenizer.end_name is None or tokenizer.source_of(tokenizer.end):
+        return encode_text(tokenizer, text)  # the tokenizer knows the name, and what precedes a text after it
+    parts = text.split(tokenizer.end_name)
     first, *later = [encode_text(tokenizer, part) for part in parts]
     return first + [token for part in later for token in (tokenizer.end, *part) if token is not None]
 
