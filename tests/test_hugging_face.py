@@ -164,6 +164,13 @@ def test_folders_as_people_have_them_hold_the_same_model(tmp_path, change):
     assert model.config == expected.config and trees.bitwise_equal(model.weights, expected.weights)
 
 
+def test_settings_that_published_models_of_gpt2_have_and_that_change_nothing_are_read(tmp_path):
+    folder = copy_folder("gpt2", tmp_path)
+    change_config(folder, _num_labels=1, n_special=0, predict_special_tokens=True, output_past=True, n_ctx=64)
+    change_config(folder, task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}})
+    assert models.load(folder).config == models.load(GOLDEN / "gpt2").config
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_weights_of_every_type_are_read(tmp_path, dtype):
     folder = copy_folder("qwen3", tmp_path)
