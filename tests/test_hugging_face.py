@@ -251,3 +251,18 @@ def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_of_its_normal_form
     assert np.isclose(composed.bits_per_byte.mean * 189, decomposed.bits_per_byte.mean * 198)
     spaced = evaluation.evaluate(models.load(GOLDEN / "llama2"), "You may</s> use")  # two spaces are added
     assert (spaced.num_bytes, spaced.num_unscored_bytes) == (15, 0)
+
+
+def test_a_vocabulary_with_merges_is_read_as_that_of_gpt2_alone(tmp_path):
+    folder = copy_folder("gpt2", tmp_path)
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("".join(f"{' '.join(merge)}\n" for merge in model["merges"]), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    text = "You may 1234 use this<|endoftext|>é中"
+    tokens = models.load(folder).tokenizer.encode(text)
+    assert tokens.tolist() == models.load(GOLDEN / "gpt2").tokenizer.encode(text).tolist()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    with pytest.raises(BadInput, match=r"lacks tokenizer.json; .* as those of GPT-2, not of Qwen2Tokenizer"):
+        models.load(folder)

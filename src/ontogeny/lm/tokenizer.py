@@ -23,12 +23,14 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.files import read_json
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
 KINDS = ("bytes", "characters", "bpe")
 NUM_BYTES = 256
 MAX_VOCAB_SIZE = 1 << 20
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast")
 PIECE_LENGTH = 1 << 20  # characters that are tokenized at a time
 MAX_LENGTHS = 8  # times the length of a piece, where a text has no place at which it can be split
 # Byte-level pre-tokenizers begin a word here whatever the context is: at a space between two words, and where the
@@ -317,6 +319,9 @@ def read_tokenizer(folder: Path, special_tokens: SpecialTokens = SpecialTokens()
     if not (vocabulary.is_file() and merges.is_file()):
         note = " (tokenizer.model of SentencePiece is not read)" if (folder / "tokenizer.model").exists() else ""
         raise BadInput(f"'{folder}' has no tokenizer: neither {FILE} nor vocab.json with merges.txt{note}")
+    name = _tokenizer_class(folder)
+    if name not in GPT2_CLASSES:
+        raise BadInput(f"'{folder}' lacks {FILE}; vocab.json and merges.txt are read as those of GPT-2, not of {name}")
     try:
         library = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception:  # the library raises no class of its own
@@ -454,6 +459,12 @@ def _sentencepiece_bytes(word: str) -> bytes:
 def _byte_of_symbol() -> dict[str, int]:
     """The byte that each character of a byte-level vocabulary stands for."""
     return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    """The name of the class in `transformers` that splits a text into words, where the folder says it."""
+    path = folder / "tokenizer_config.json"
+    return read_json(path).get("tokenizer_class") if path.is_file() else None
 
 
 def _read_added_tokens(folder: Path) -> dict[str, int]:
