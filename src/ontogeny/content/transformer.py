@@ -152,7 +152,7 @@ def build(
         num_layers: Transformer blocks, at least 1.
         num_heads: Attention heads; must divide `width`.
         width: Width of the residual stream.
-        architecture: One of `ARCHITECTURES`, see `make_config`.
+        architecture: Family of the model: `gpt2`, `llama` or `qwen3`; see `make_config`.
         learning_rate: Step size of Adam.
 
     Returns:
