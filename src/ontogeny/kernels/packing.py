@@ -34,7 +34,7 @@ def interleave_pairs(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "K _
     return halves.reshape(num_inputs, 2, num_panels, PAIR).swapaxes(1, 2).reshape(num_inputs, -1)
 
 
-def _reader(leaf: jax.Array) -> Callable[[], np.ndarray]:
+def _reader(leaf: jax.Array | np.ndarray) -> Callable[[], np.ndarray]:
     """A function that returns an array of weights without a copy, and that does not keep them in memory."""
     if leaf.dtype != np.float32:
         wide = np.asarray(leaf, np.float32)
