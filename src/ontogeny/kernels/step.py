@@ -28,6 +28,15 @@ SLEEP_MICROSECONDS = 20
 
 
 @kernel
+def wait_briefly(num_spins: int) -> None:
+    """Pauses for a moment; after many of these spins sleeps instead, so that other programs can use the core."""
+    if num_spins < MAX_SPINS:
+        pause()
+    else:
+        sleep_microseconds(SLEEP_MICROSECONDS)
+
+
+@kernel
 def integers(address: int, count: int) -> np.ndarray:
     """The int64 numbers at an address, as an array."""
     return carray(as_int_pointer(address), (count,))
@@ -48,10 +57,7 @@ def finish_phase(counters: int, phase: int, num_completed: int, num_pieces: int)
     num_spins = 0
     while load_shared(done) < num_pieces:
         num_spins += 1
-        if num_spins < MAX_SPINS:
-            pause()
-        else:
-            sleep_microseconds(SLEEP_MICROSECONDS)
+        wait_briefly(num_spins)
 
 
 @kernel
@@ -186,10 +192,7 @@ def lead_step(table: int, control: int, number: int) -> None:
     num_spins = 0
     while load_shared(control + 8 * INSIDE):
         num_spins += 1
-        if num_spins < MAX_SPINS:
-            pause()
-        else:
-            sleep_microseconds(SLEEP_MICROSECONDS)
+        wait_briefly(num_spins)
 
 
 @kernel
