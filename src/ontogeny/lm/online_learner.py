@@ -27,15 +27,13 @@ from ontogeny import plugins
 from ontogeny.content import transformer
 from ontogeny.content.optimizers import apply_gradient, build_optimizer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
-from ontogeny.content.transformer_block import BlockWeights, Linear
 from ontogeny.errors import BadInput
+from ontogeny.lm.adapters import add_adapters, init_adapters
 from ontogeny.types import PyTree, Weights
 from ontogeny.validation import FrozenModel, validate
 
 MAX_RELATIVE_FISHER = 100.0  # times the mean, beyond which the Fisher information strengthens the decay no further
 RMS_DAMPING = 1e-3  # of a leaf's root mean square, added to the divisor of `rms`
-
-AdapterTree = tuple[dict[str, "Adapter"], ...]  # one dictionary per block
 
 
 class OnlineConfig(FrozenModel):
@@ -76,13 +74,6 @@ class OnlineConfig(FrozenModel):
                 "must not combine adapter_rank with fisher_decay or rms: adapters have no training gradient"
             )
         return self
-
-
-class Adapter(NamedTuple):
-    """A low-rank addition to one matrix, `down @ up`, zero at first."""
-
-    down: Float[Array, "I r"]
-    up: Float[Array, "r O"]
 
 
 class PretrainedWeights(NamedTuple):
@@ -188,34 +179,6 @@ def mean_squared_gradients(
         return jax.tree.map(lambda leaf: leaf / len(windows), total)
 
     return average(jnp.asarray(windows))
-
-
-def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, rank: int) -> AdapterTree:
-    """Adapters of every matrix of every block that add nothing yet; sampled with a fixed key."""
-    names = [name for name, part in weights.blocks[0]._asdict().items() if isinstance(part, Linear)]
-    keys = iter(jax.random.split(jax.random.key(0), len(names) * model_config.num_layers))
-
-    def init(linear: Linear) -> Adapter:
-        inputs, outputs = linear.weight.shape
-        down = jax.random.normal(next(keys), (inputs, rank)) / jnp.sqrt(inputs)
-        return Adapter(down, jnp.zeros((rank, outputs)))
-
-    return tuple({name: init(getattr(layer, name)) for name in names} for layer in weights.blocks)
-
-
-def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> TransformerWeights:
-    """The weights with the products of their adapters added."""
-
-    def add(layer: BlockWeights, parts: dict[str, Adapter]) -> BlockWeights:
-        changed = {}
-        for name, adapter in parts.items():
-            linear = getattr(layer, name)
-            changed[name] = linear._replace(weight=linear.weight + adapter.down @ adapter.up)
-        return layer._replace(**changed)
-
-    return weights._replace(
-        blocks=tuple(add(layer, parts) for layer, parts in zip(weights.blocks, adapters, strict=True))
-    )
 
 
 def _make_optimizer(config: OnlineConfig) -> optax.GradientTransformation:

@@ -1,0 +1,51 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): small additions to the matrices of a transformer's blocks.
+
+Fine-tuning and online learning change them in place of the weights. Letters: I inputs, O outputs of a matrix, r rank.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.content.transformer_block import BlockWeights, Linear
+
+AdapterTree = tuple[dict[str, "Adapter"], ...]  # one dictionary per block
+
+
+class Adapter(NamedTuple):
+    """A low-rank addition to one matrix, `down @ up`, zero at first."""
+
+    down: Float[Array, "I r"]
+    up: Float[Array, "r O"]
+
+
+def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, rank: int) -> AdapterTree:
+    """Adapters of every matrix of every block that add nothing yet; sampled with a fixed key."""
+    names = [name for name, part in weights.blocks[0]._asdict().items() if isinstance(part, Linear)]
+    keys = iter(jax.random.split(jax.random.key(0), len(names) * model_config.num_layers))
+
+    def init(linear: Linear) -> Adapter:
+        inputs, outputs = linear.weight.shape
+        down = jax.random.normal(next(keys), (inputs, rank)) / jnp.sqrt(inputs)
+        return Adapter(down, jnp.zeros((rank, outputs)))
+
+    return tuple({name: init(getattr(layer, name)) for name in names} for layer in weights.blocks)
+
+
+def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> TransformerWeights:
+    """The weights with the products of their adapters added."""
+
+    def add(layer: BlockWeights, parts: dict[str, Adapter]) -> BlockWeights:
+        changed = {}
+        for name, adapter in parts.items():
+            linear = getattr(layer, name)
+            changed[name] = linear._replace(weight=linear.weight + adapter.down @ adapter.up)
+        return layer._replace(**changed)
+
+    return weights._replace(
+        blocks=tuple(add(layer, parts) for layer, parts in zip(weights.blocks, adapters, strict=True))
+    )
