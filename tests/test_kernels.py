@@ -39,14 +39,15 @@ NUM_SEQUENCES, NUM_TOKENS = 17, 40
 class Model:
     """A small random model, all weights of which differ from their initial values."""
 
-    def __init__(self, name):
+    def __init__(self, name, weight_type="float32"):
         self.config = CONFIGS[name]
         weights = xla.init_weights(jax.random.key(1), self.config)
         leaves, structure = jax.tree.flatten(weights)
         random = np.random.default_rng(2)
         leaves = [leaf + 0.1 * random.standard_normal(leaf.shape, dtype=np.float32) for leaf in leaves]
         self.weights = jax.tree.unflatten(structure, [jax.numpy.asarray(leaf) for leaf in leaves])
-        self.packed = packing.pack(self.config, self.weights)
+        self.packed = packing.PackedWeights(self.config, self.weights, weight_type)
+        self.weight_type = weight_type
         self.tokens = random.integers(0, self.config.vocab_size, (NUM_SEQUENCES, NUM_TOKENS))
         self.cache = transformer.init_cache(self.config, NUM_SEQUENCES, NUM_TOKENS)
         self.logits = np.stack([self.extend(self.cache, [i], [0], [t], "all") for i, t in enumerate(self.tokens)])
@@ -61,19 +62,54 @@ class Model:
         return cache
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+CASES = [(name, "float32") for name in CONFIGS]
+CASES += [(name, weight_type) for name in ("exact_gelu", "llama") for weight_type in ("bfloat16", "int8")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def model(request):
-    return Model(request.param)
+    return Model(*request.param)
 
 
 def equal_bits(left, right):
     return left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-def test_logits_equal_those_of_xla(model):
-    expected = jax.jit(xla.forward, static_argnums=0)(model.config, model.weights, model.tokens)
+def rounded(weights, weight_type):
+    """The weights whose matrices have been rounded to a type, in float32."""
+
+    def convert(matrix):
+        if weight_type == "int8":  # each column has a scale
+            scales = np.abs(matrix).max(axis=0) / np.float32(127)
+            return (np.rint(matrix / scales) * scales).astype(np.float32)
+        return matrix.astype(weight_type).astype(np.float32)
+
+    def convert_linear(linear):
+        return linear._replace(weight=convert(np.asarray(linear.weight)))
+
+    linear_maps = ("attn_qkv", "out_proj", "up", "down")
+    blocks = [
+        block._replace(**{name: convert_linear(getattr(block, name)) for name in linear_maps})
+        for block in weights.blocks
+    ]
+    embedding, head = (
+        None if array is None else convert(np.asarray(array).T).T for array in (weights.embedding, weights.lm_head)
+    )
+    return weights._replace(blocks=tuple(blocks), embedding=embedding, lm_head=head)
+
+
+def test_logits_equal_those_of_xla_with_rounded_weights(model):
+    forward = jax.jit(xla.forward, static_argnums=0)
+    expected = forward(model.config, rounded(model.weights, model.weight_type), model.tokens)
     assert model.logits.std() > 0.3
     np.testing.assert_allclose(model.logits, expected, atol=1e-4)
+    if model.weight_type != "float32":
+        assert np.abs(model.logits - forward(model.config, model.weights, model.tokens)).max() > 1e-3
+
+
+def test_a_column_without_weights_has_no_scale():
+    panels = packing.pack_panels(np.zeros((3, 70), np.float32), "int8")
+    assert panels.shape == (2, 64 * 4 + 3 * 64) and not panels.any()
 
 
 @pytest.mark.parametrize("num_sequences", range(1, NUM_SEQUENCES + 1))
@@ -173,7 +209,7 @@ def test_an_environment_variable_turns_the_kernels_off(monkeypatch):
 def test_processors_with_different_vectors_yield_the_same_bits(processor, tmp_path):
     program = (
         "import sys; sys.path.insert(0, 'tests'); import test_kernels as t; import hashlib; "
-        "print(hashlib.sha256(b''.join(t.Model(name).logits.tobytes() for name in t.CONFIGS)).hexdigest())"
+        "print(hashlib.sha256(b''.join(t.Model(*case).logits.tobytes() for case in t.CASES)).hexdigest())"
     )
     digests = []
     for name in (processor, None):

@@ -20,11 +20,13 @@ import numpy as np
     CAPACITY,
     IS_LAYER_NORM,
     ACTIVATION,
+    WEIGHT_TYPE,  # of all panels
     SCRATCH_SIZE,  # float32 numbers per thread
     # Addresses of weights and constants.
     LAYERS,  # int64 [layers, NUM_LAYER_FIELDS]
     FINAL_SCALE,
     FINAL_BIAS,
+    EMBEDDING,
     LM_HEAD,
     COSINES,  # [positions, D / 2]
     SINES,
@@ -44,7 +46,7 @@ import numpy as np
     COUNTERS,  # int64 [phases, COUNTER_STRIDE]
     SCRATCH,  # [threads, SCRATCH_SIZE]
     NUM_FIELDS,
-) = range(35)
+) = range(37)
 
 (
     NORM_1_SCALE,
@@ -72,6 +74,8 @@ import numpy as np
 PANEL = 64  # columns of a panel of packed weights
 PAIR = PANEL // 2  # columns of the gate, and of the value, in a panel of SwiGLU
 GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_block.ACTIVATIONS`
+WEIGHT_TYPES = ("float32", "bfloat16", "int8")
+FLOAT32, BFLOAT16, INT8 = range(3)
 PHASES_PER_LAYER = 5
 COUNTER_STRIDE = 16  # int64 numbers per phase, so that the two counters lie on different cache lines
 DONE = 8  # where the second counter of a phase begins

@@ -1,94 +1,149 @@
 """Weights in the order in which the kernels read them, and the table of a step that names them."""
 
+import hashlib
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
-from ontogeny.content.transformer_block import ACTIVATIONS, BlockWeights, Norm, rotation_speeds
+from ontogeny.content.transformer_block import ACTIVATIONS, BlockWeights, Linear, Norm, rotation_speeds
 from ontogeny.kernels import layout
-from ontogeny.kernels.layout import PAIR, PANEL
+from ontogeny.kernels.layout import PAIR, PANEL, WEIGHT_TYPES
+
+MAX_INT8 = 127
+PIECE_SIZE = 1 << 22  # numbers of an embedding that are packed at a time
+POSITIONS_PER_PIECE = 4096  # for which cosines and sines are computed at a time
 
 
-def pack_panels(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "_ K 64"]:
-    """Packs the weights of a linear map in panels of 64 columns, the last one filled with zeros."""
+class WeightStorage(NamedTuple):
+    """How weights of one type lie in memory.
+
+    Attributes:
+        dtype: Type of one weight.
+        num_scale_bytes: Bytes of the scales at the beginning of each panel.
+    """
+
+    dtype: np.dtype
+    num_scale_bytes: int
+
+    def panel_bytes(self, num_inputs: int) -> int:
+        """The bytes of one panel."""
+        return self.num_scale_bytes + self.dtype.itemsize * PANEL * num_inputs
+
+    def num_bytes(self, num_inputs: int, num_outputs: int) -> int:
+        """The bytes of the panels of a linear map."""
+        return -(-num_outputs // PANEL) * self.panel_bytes(num_inputs)
+
+
+STORAGES = {
+    "float32": WeightStorage(np.dtype(np.float32), 0),
+    "bfloat16": WeightStorage(np.dtype(ml_dtypes.bfloat16), 0),
+    "int8": WeightStorage(np.dtype(np.int8), 4 * PANEL),
+}
+
+
+def fill_panels(panels: np.ndarray, weight: np.ndarray, weight_type: str) -> None:
+    """Packs the weights of a linear map in panels of 64 columns, the last one filled with zeros.
+
+    A column of int8 is divided by a scale, the largest of its absolute values / 127, and rounded.
+
+    Args:
+        panels: [panels, bytes], the memory to be filled.
+        weight: [K, N] numbers of any floating-point type.
+        weight_type: One of `layout.WEIGHT_TYPES`.
+    """
+    storage, num_inputs = STORAGES[weight_type], int(weight.shape[0])
+    for panel in range(len(panels)):
+        columns = weight[:, panel * PANEL : (panel + 1) * PANEL]
+        width = columns.shape[1]
+        weights = panels[panel, storage.num_scale_bytes :].view(storage.dtype).reshape(num_inputs, PANEL)
+        if weight_type == "int8":
+            wide = np.asarray(columns, np.float32)
+            scales = np.abs(wide).max(axis=0) / np.float32(MAX_INT8)
+            panels[panel, : storage.num_scale_bytes].view(np.float32)[:width] = scales
+            columns = np.rint(wide / np.where(scales == 0, 1, scales))
+        weights[:, :width] = columns
+        weights[:, width:] = 0
+
+
+def pack_panels(weight: Float[np.ndarray, "K N"], weight_type: str = "float32") -> np.ndarray:
+    """Returns panels [panels, bytes]; see `fill_panels`."""
     num_inputs, num_outputs = map(int, weight.shape)
-    num_panels = -(-num_outputs // PANEL)
-    if num_outputs % PANEL:
-        narrow, weight = weight, np.zeros((num_inputs, num_panels * PANEL), np.float32)
-        weight[:, :num_outputs] = narrow
-    return np.ascontiguousarray(weight.reshape(num_inputs, num_panels, PANEL).swapaxes(0, 1))
+    panels = np.zeros((-(-num_outputs // PANEL), STORAGES[weight_type].panel_bytes(num_inputs)), np.uint8)
+    fill_panels(panels, weight, weight_type)
+    return panels
 
 
 def interleave_pairs(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "K _"]:
     """Reorders gates and values, which stand side by side, so that a panel has 32 gates and their 32 values."""
     num_inputs, size = int(weight.shape[0]), int(weight.shape[1]) // 2
     num_panels = -(-size // PAIR)
-    halves = np.zeros((num_inputs, 2, num_panels * PAIR), np.float32)
+    halves = np.zeros((num_inputs, 2, num_panels * PAIR), weight.dtype)
     halves[:, :, :size] = weight.reshape(num_inputs, 2, size)
     return halves.reshape(num_inputs, 2, num_panels, PAIR).swapaxes(1, 2).reshape(num_inputs, -1)
 
 
-def _reader(leaf: jax.Array | np.ndarray) -> Callable[[], np.ndarray]:
-    """A function that returns an array of weights without a copy, and that does not keep them in memory."""
-    if leaf.dtype != np.float32:
-        wide = np.asarray(leaf, np.float32)
-        return lambda: wide
-    reference = weakref.ref(leaf)
-
-    def read() -> np.ndarray:
-        live = reference()
-        assert live is not None, "the weights of a step are in memory"
-        return np.asarray(live)
-
-    return read
-
-
 class PackedWeights:
-    """A float32 copy of all weights of a transformer for the kernels.
+    """All weights of a transformer for the kernels; they need no other copy.
 
     Attributes:
         config: Config of the weights.
-        embedding: Returns the embedding [V, W].
-        positions: Returns the learned positions [C, W]; None where positions are rotary.
+        weight_type: In which the matrices are stored; norms and biases are float32.
+        digest: Of the weights from which they were packed, and of the type; None where nobody has stated it.
         table: The table of a step with the entries that do not differ between steps.
         num_bytes: Memory of the packed weights.
     """
 
-    def __init__(self, config: TransformerConfig, weights: TransformerWeights) -> None:
-        self.config = config
-        self._arrays: list[np.ndarray] = []
-        self.embedding = _reader(weights.embedding)
-        self.positions = None if weights.positions is None else _reader(weights.positions)
-        half = config.size_of_head // 2
-        angles = np.zeros((config.context_length, half), np.float32)
-        if config.positions == "rotary":
-            speeds = rotation_speeds(config.rope_base, config.size_of_head, config.rope_scaling)
-            angles = np.arange(config.context_length, dtype=np.float32)[:, None] * speeds
-        wide = angles.astype(np.float64)
-        layers = [self._pack_layer(number, block) for number, block in enumerate(weights.blocks)]
-        longest = max(config.context_length, config.width, config.size_of_head)
-        lm_head = np.asarray(weights.embedding if weights.lm_head is None else weights.lm_head, np.float32)
-        constants = np.array([config.norm_epsilon, 1 / math.sqrt(config.size_of_head)], np.float32)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        weights: TransformerWeights,
+        weight_type: str = "float32",
+        digest: str | None = None,
+    ) -> None:
+        """Pack weights, one array after the other.
+
+        Args:
+            config: Config of the weights.
+            weights: Arrays, or what NumPy can convert to arrays. Of embeddings, only parts are read at a time.
+            weight_type: One of `layout.WEIGHT_TYPES`.
+            digest: Stored as the attribute.
+        """
+        self.config, self.weight_type, self.digest = config, weight_type, digest
+        self._storage, self._arrays = STORAGES[weight_type], list[np.ndarray]()
         t = np.zeros(layout.NUM_FIELDS, np.int64)
+        self.table = t
+        longest = max(config.context_length, config.width, config.size_of_head)
+        constants = np.array([config.norm_epsilon, 1 / math.sqrt(config.size_of_head)], np.float32)
         t[layout.NUM_LAYERS], t[layout.WIDTH], t[layout.VOCAB_SIZE] = config.num_layers, config.width, config.vocab_size
         t[layout.NUM_HEADS], t[layout.NUM_KV_HEADS] = config.num_heads, config.kv_heads
         t[layout.HEAD_SIZE], t[layout.MLP_WIDTH] = config.size_of_head, config.mlp_width
-        t[layout.IS_LAYER_NORM] = config.norm == "layer"
+        t[layout.IS_LAYER_NORM], t[layout.WEIGHT_TYPE] = config.norm == "layer", WEIGHT_TYPES.index(weight_type)
         t[layout.ACTIVATION] = ACTIVATIONS.index(config.activation)
+        layers = [self._pack_layer(number, block) for number, block in enumerate(weights.blocks)]
         t[layout.LAYERS] = self._hold(np.array(layers, np.int64))
         t[layout.FINAL_SCALE], t[layout.FINAL_BIAS] = self._hold_norm(weights.norm)
-        t[layout.LM_HEAD] = self._hold(pack_panels(lm_head.T))
-        t[layout.COSINES] = self._hold(np.cos(wide).astype(np.float32))
-        t[layout.SINES] = self._hold(np.sin(wide).astype(np.float32))
+        t[layout.EMBEDDING] = self._hold_embedding(weights.embedding)
+        t[layout.LM_HEAD] = t[layout.EMBEDDING] if weights.lm_head is None else self._hold_embedding(weights.lm_head)
+        self.positions = None if weights.positions is None else np.array(weights.positions, np.float32)
+        t[layout.COSINES], t[layout.SINES] = self._hold_rotations()
         t[layout.CONSTANTS], t[layout.ONES] = self._hold(constants), self._hold(np.ones(longest, np.float32))
-        self.table = t
         self.num_bytes = sum(array.nbytes for array in self._arrays)
+        if self.positions is not None:
+            self.num_bytes += self.positions.nbytes
+
+    def checksum(self) -> str:
+        """SHA-256 over the bits of all packed weights."""
+        sha256 = hashlib.sha256()
+        for array in self._arrays:
+            sha256.update(array.reshape(-1).view(np.uint8).data)
+        return sha256.hexdigest()
 
     def _hold(self, array: np.ndarray) -> int:
         """Keeps an array in memory and returns its address."""
@@ -102,6 +157,30 @@ class PackedWeights:
     def _hold_norm(self, norm: Norm | None) -> tuple[int, int]:
         return (0, 0) if norm is None else (self._hold_vector(norm.scale), self._hold_vector(norm.bias))
 
+    def _hold_embedding(self, embedding: Any) -> int:
+        """Packs an embedding [V, W] as the linear map from the residual stream to the vocabulary."""
+        num_tokens, width = embedding.shape
+        panels = np.zeros((-(-num_tokens // PANEL), self._storage.panel_bytes(width)), np.uint8)
+        panels_per_piece = max(PIECE_SIZE // (width * PANEL), 1)
+        for first in range(0, len(panels), panels_per_piece):
+            last = min(first + panels_per_piece, len(panels))
+            piece = np.asarray(embedding[first * PANEL : last * PANEL])
+            fill_panels(panels[first:last], piece.T, self.weight_type)
+        return self._hold(panels)
+
+    def _hold_rotations(self) -> tuple[int, int]:
+        """The cosines and sines [positions, D / 2] of rotary positions."""
+        config, half = self.config, self.config.size_of_head // 2
+        if config.positions != "rotary":
+            return 0, 0
+        speeds = rotation_speeds(config.rope_base, config.size_of_head, config.rope_scaling)
+        cosines, sines = (np.empty((config.context_length, half), np.float32) for _ in range(2))
+        for first in range(0, config.context_length, POSITIONS_PER_PIECE):
+            last = min(first + POSITIONS_PER_PIECE, config.context_length)
+            angles = (np.arange(first, last, dtype=np.float32)[:, None] * speeds).astype(np.float64)
+            cosines[first:last], sines[first:last] = np.cos(angles), np.sin(angles)
+        return self._hold(cosines), self._hold(sines)
+
     def _pack_layer(self, number: int, block: BlockWeights) -> np.ndarray:
         """The entries of the table of layers for one block."""
         entries = np.zeros(layout.NUM_LAYER_FIELDS, np.int64)
@@ -112,32 +191,63 @@ class PackedWeights:
         entries[layout.HAS_HEAD_NORMS] = block.query_norm is not None and block.key_norm is not None
         entries[layout.IS_ROTARY] = self.config.block(number).rope_base is not None
         entries[layout.WINDOW] = self.config.window(number) or 0
-        for panels, bias, linear in (
-            (layout.QKV_PANELS, layout.QKV_BIAS, block.attn_qkv),
-            (layout.OUT_PANELS, layout.OUT_BIAS, block.out_proj),
-            (layout.UP_PANELS, layout.UP_BIAS, block.up),
-            (layout.DOWN_PANELS, layout.DOWN_BIAS, block.down),
+        has_pairs = self.config.activation == "swiglu"
+        for panels, bias, linear, is_paired in (
+            (layout.QKV_PANELS, layout.QKV_BIAS, block.attn_qkv, False),
+            (layout.OUT_PANELS, layout.OUT_BIAS, block.out_proj, False),
+            (layout.UP_PANELS, layout.UP_BIAS, block.up, has_pairs),
+            (layout.DOWN_PANELS, layout.DOWN_BIAS, block.down, False),
         ):
-            weight = np.asarray(linear.weight, np.float32)
-            vector = None if linear.bias is None else np.asarray(linear.bias, np.float32)
-            if linear is block.up and self.config.activation == "swiglu":
-                weight = interleave_pairs(weight)
-                vector = None if vector is None else interleave_pairs(vector[None])[0]
-            entries[panels], entries[bias] = self._hold(pack_panels(weight)), self._hold_vector(vector)
+            entries[panels], entries[bias] = self._hold_linear(linear, is_paired)
         return entries
+
+    def _hold_linear(self, linear: Linear, is_paired: bool) -> tuple[int, int]:
+        """Packs a linear map and its bias; gates and values are interleaved where it has both."""
+        weight: Any = np.asarray(linear.weight)
+        vector = None if linear.bias is None else np.asarray(linear.bias, np.float32)
+        if is_paired:
+            weight = interleave_pairs(weight)
+            vector = None if vector is None else interleave_pairs(vector[None])[0]
+        return self._hold(pack_panels(weight, self.weight_type)), self._hold_vector(vector)
+
+
+def predict_num_bytes(config: TransformerConfig, weights: TransformerWeights, weight_type: str) -> int:
+    """The memory that packed weights of these shapes need.
+
+    Args:
+        config: Config of the weights.
+        weights: Arrays, or anything that has shapes.
+        weight_type: One of `layout.WEIGHT_TYPES`.
+    """
+    storage, total = STORAGES[weight_type], 0
+    for block in weights.blocks:
+        for part in block:
+            if isinstance(part, Linear):
+                num_inputs, num_outputs = part.weight.shape
+                total += storage.num_bytes(num_inputs, num_outputs)
+    for embedding in (weights.embedding, weights.lm_head):
+        if embedding is not None:
+            total += storage.num_bytes(embedding.shape[1], embedding.shape[0])
+    if weights.positions is not None:
+        total += 4 * math.prod(weights.positions.shape)
+    if config.positions == "rotary":
+        total += 4 * config.context_length * config.size_of_head
+    return total
 
 
 _packed: dict[tuple[int, ...], PackedWeights] = {}  # by the identities of the arrays of weights
 _packing_lock = threading.Lock()
 
 
-def pack(config: TransformerConfig, weights: TransformerWeights) -> PackedWeights:
-    """Returns the packed copy of weights, which exists once and as long as all arrays of the weights.
+def pack(config: TransformerConfig, weights: TransformerWeights | PackedWeights) -> PackedWeights:
+    """Returns the packed float32 copy of weights, which exists once and as long as all arrays of the weights.
 
     Args:
         config: Config of the weights.
-        weights: The caller keeps them in memory while the packed weights are used.
+        weights: Packed weights are returned as they are.
     """
+    if isinstance(weights, PackedWeights):
+        return weights
     leaves = jax.tree.leaves(weights)
     identity = tuple(map(id, leaves))
     with _packing_lock:

@@ -19,7 +19,7 @@ intrinsic: Any = numba_intrinsic  # its type does not say that the typing contex
 LANES = 16  # numbers of one vector
 types: Any = numba_types
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
-VECTOR = ir.VectorType(FLOAT, LANES)
+VECTOR, INTEGERS = ir.VectorType(FLOAT, LANES), ir.VectorType(ir.IntType(32), LANES)
 
 
 def element_pointer(builder: Any, address: Any, index: Any, element: ir.Type = FLOAT) -> Any:
@@ -31,6 +31,22 @@ def element_pointer(builder: Any, address: Any, index: Any, element: ir.Type = F
 def load(builder: Any, address: Any, index: Any, element: ir.Type = FLOAT) -> Any:
     """Returns the float32 number, or the vector of them, with this index; no alignment is assumed."""
     return builder.load(element_pointer(builder, address, index, element), align=4)
+
+
+def load_weights(builder: Any, address: Any, index: Any, weight_type: str) -> Any:
+    """Returns the vector of weights that begins at this index, converted to float32 without rounding."""
+    if weight_type == "float32":
+        return load(builder, address, index, VECTOR)
+    element = ir.IntType(8 if weight_type == "int8" else 16)
+    size = INT(element.width // 8)
+    pointer = builder.inttoptr(
+        builder.add(address, builder.mul(index, size)), ir.VectorType(element, LANES).as_pointer()
+    )
+    narrow = builder.load(pointer, align=1)
+    if weight_type == "int8":
+        return builder.sitofp(builder.sext(narrow, INTEGERS), VECTOR)
+    # A bfloat16 is the upper half of a float32.
+    return builder.bitcast(builder.shl(builder.zext(narrow, INTEGERS), ir.Constant(INTEGERS, [16] * LANES)), VECTOR)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
@@ -73,11 +89,36 @@ def loop(
     return list(carried)
 
 
-def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
-    """Makes the product of `num_tokens` vectors of inputs with 16 * `num_vectors` columns of weights.
+def build_product(builder: Any, arguments: Any, num_tokens: int, num_vectors: int, weight_type: str) -> None:
+    """Builds outputs[t, n] = sum over k of inputs[t, k] * weights[k, n] for some tokens and 16 * num_vectors columns.
 
-    Each sum is accumulated by fused multiply-adds in order of k, whatever the size of the product.
+    Weights are converted to float32 in registers. Each sum is accumulated by fused multiply-adds in order of k,
+    whatever the size of the product, and added to what is there where `continues`.
     """
+    inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues = arguments
+    places = [(t, v) for t in range(num_tokens) for v in range(num_vectors)]
+
+    def pointer(t: Any, v: Any) -> Any:
+        index = builder.add(builder.mul(INT(t), output_stride), INT(LANES * v))
+        return element_pointer(builder, outputs, index, VECTOR)
+
+    def accumulate(k: Any, sums: Any) -> Any:
+        first = builder.mul(k, weight_stride)
+        indices = [builder.add(first, INT(LANES * v)) for v in range(num_vectors)]
+        columns = [load_weights(builder, weights, index, weight_type) for index in indices]
+        indices = [builder.add(builder.mul(INT(t), input_stride), k) for t in range(num_tokens)]
+        factors = [splat(builder, load(builder, inputs, index)) for index in indices]
+        pairs = zip(places, sums, strict=True)
+        return [fused_multiply_add(builder, factors[t], columns[v], total) for (t, v), total in pairs]
+
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    initial = [builder.select(continues, builder.load(pointer(t, v), align=4), zero) for t, v in places]
+    for (t, v), total in zip(places, loop(builder, num_inputs, initial, accumulate), strict=True):
+        builder.store(total, pointer(t, v), align=4)
+
+
+def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
+    """Makes the function that computes the product of `build_product` for this number of tokens, in float32."""
 
     @intrinsic
     def multiply(
@@ -94,29 +135,39 @@ def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
         """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            inputs, input_stride, weights, weight_stride, num_inputs, outputs, output_stride, continues = arguments
-            places = [(t, v) for t in range(num_tokens) for v in range(num_vectors)]
-
-            def pointer(t: Any, v: Any) -> Any:
-                index = builder.add(builder.mul(INT(t), output_stride), INT(LANES * v))
-                return element_pointer(builder, outputs, index, VECTOR)
-
-            def accumulate(k: Any, sums: Any) -> Any:
-                first = builder.mul(k, weight_stride)
-                indices = [builder.add(first, INT(LANES * v)) for v in range(num_vectors)]
-                columns = [load(builder, weights, index, VECTOR) for index in indices]
-                indices = [builder.add(builder.mul(INT(t), input_stride), k) for t in range(num_tokens)]
-                factors = [splat(builder, load(builder, inputs, index)) for index in indices]
-                pairs = zip(places, sums, strict=True)
-                return [fused_multiply_add(builder, factors[t], columns[v], total) for (t, v), total in pairs]
-
-            zero = ir.Constant(VECTOR, [0.0] * LANES)
-            initial = [builder.select(continues, builder.load(pointer(t, v), align=4), zero) for t, v in places]
-            for (t, v), total in zip(places, loop(builder, num_inputs, initial, accumulate), strict=True):
-                builder.store(total, pointer(t, v), align=4)
+            build_product(builder, arguments, num_tokens, num_vectors, "float32")
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7, types.boolean), generate
+
+    return multiply
+
+
+def make_microkernels(max_tokens: int, num_vectors: int, weight_type: str) -> Any:
+    """Makes the function that computes the product of `build_product` for 1 to `max_tokens` tokens."""
+
+    @intrinsic
+    def multiply(
+        typing: Any,
+        num_tokens: Any,
+        inputs: Any,
+        input_stride: Any,
+        weights: Any,
+        weight_stride: Any,
+        num_inputs: Any,
+        outputs: Any,
+        output_stride: Any,
+        continues: Any,
+    ) -> Any:
+        """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            for number in range(1, max_tokens + 1):
+                with builder.if_then(builder.icmp_signed("==", arguments[0], INT(number))):
+                    build_product(builder, arguments[1:], number, num_vectors, weight_type)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8, types.boolean), generate
 
     return multiply
 
@@ -178,24 +229,23 @@ def float_from_bits(typing: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@intrinsic
-def as_float_pointer(typing: Any, address: Any) -> Any:
-    """The address as a pointer to float32, for `numba.carray`."""
+def make_pointer_cast(element: Any) -> Any:
+    """Makes the function that returns an address as a pointer to elements of this type, for `numba.carray`."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.float32)))
+    @intrinsic
+    def as_pointer(typing: Any, address: Any) -> Any:
+        """The address as a pointer."""
 
-    return types.CPointer(types.float32)(types.int64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(element)))
+
+        return types.CPointer(element)(types.int64), generate
+
+    return as_pointer
 
 
-@intrinsic
-def as_int_pointer(typing: Any, address: Any) -> Any:
-    """The address as a pointer to int64, for `numba.carray`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
-
-    return types.CPointer(types.int64)(types.int64), generate
+as_float_pointer, as_int_pointer = make_pointer_cast(types.float32), make_pointer_cast(types.int64)
+as_uint16_pointer, as_int8_pointer = make_pointer_cast(types.uint16), make_pointer_cast(types.int8)
 
 
 @intrinsic

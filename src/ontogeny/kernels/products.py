@@ -1,54 +1,117 @@
 """Products of the tokens of a step with one panel of packed weights, and what follows them.
 
-Weights are packed in panels of 64 columns, [panels, K, 64]. Each element of an output is accumulated by one fused
-multiply-add per k, in order of k, however many tokens there are.
+Weights are packed in panels of 64 columns, [panels, K, 64], in float32, bfloat16 or int8. Each element of an output is
+accumulated by one fused multiply-add per k in float32, in order of k, however many tokens there are. Each panel of int8
+begins with 64 float32 numbers, by which the sums of its columns are multiplied.
 """
+
+import numba
+import numpy as np
 
 from ontogeny.kernels import layout
 from ontogeny.kernels.compiling import HAS_WIDE_VECTORS, kernel
 from ontogeny.kernels.elementwise import activate, gate, view
-from ontogeny.kernels.layout import PAIR, PANEL
-from ontogeny.kernels.primitives import LANES, make_microkernel
+from ontogeny.kernels.layout import BFLOAT16, FLOAT32, PAIR, PANEL
+from ontogeny.kernels.primitives import (
+    LANES,
+    as_int8_pointer,
+    as_uint16_pointer,
+    carray,
+    float_from_bits,
+    make_microkernels,
+)
 
 # The sums of a microkernel fill the registers: 6 x 4 sums in 32 registers of 512 bits, or 4 x 2 in 16 of 256 bits.
 MICRO_TOKENS, MICRO_VECTORS = (6, 4) if HAS_WIDE_VECTORS else (4, 1)
 MICRO_COLUMNS = MICRO_VECTORS * LANES
 MAX_INPUTS = 1024  # of one pass over a panel, so that it stays in the second-level cache for all tokens
-_micro_1, _micro_2, _micro_3, _micro_4, _micro_5, _micro_6 = (make_microkernel(n, MICRO_VECTORS) for n in range(1, 7))
+_multiply_float32 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "float32")
+_multiply_bfloat16 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "bfloat16")
+_multiply_int8 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "int8")
 
 
 @kernel
-def multiply_small(
+def multiply_float32(
     count: int, inputs: int, input_stride: int, weights: int, num_inputs: int, outputs: int, continues: bool
 ) -> None:
     """Multiplies `count` tokens, at most `MICRO_TOKENS`, with `MICRO_COLUMNS` columns of a panel."""
-    if count == 1:
-        _micro_1(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
-    elif count == 2:
-        _micro_2(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
-    elif count == 3:
-        _micro_3(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
-    elif count == 4:
-        _micro_4(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
-    elif count == 5:
-        _micro_5(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
-    else:
-        _micro_6(inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
+    _multiply_float32(count, inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
 
 
 @kernel
-def multiply_panel(inputs: int, num_tokens: int, num_inputs: int, panels: int, panel: int, products: int) -> None:
+def multiply_bfloat16(
+    count: int, inputs: int, input_stride: int, weights: int, num_inputs: int, outputs: int, continues: bool
+) -> None:
+    """As `multiply_float32`, for weights of this type."""
+    _multiply_bfloat16(count, inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
+
+
+@kernel
+def multiply_int8(
+    count: int, inputs: int, input_stride: int, weights: int, num_inputs: int, outputs: int, continues: bool
+) -> None:
+    """As `multiply_float32`, for weights of this type without their scales."""
+    _multiply_int8(count, inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
+
+
+@kernel
+def scale_columns(products: int, num_tokens: int, scales: int) -> None:
+    """Multiplies each of the 64 columns of products [tokens, 64] by its scale."""
+    factors = view(scales, PANEL)
+    for token in range(num_tokens):
+        sums = view(products + 4 * token * PANEL, PANEL)
+        for i in range(PANEL):
+            sums[i] = sums[i] * factors[i]
+
+
+@kernel
+def multiply_panel(
+    inputs: int, num_tokens: int, num_inputs: int, panels: int, weight_type: int, panel: int, products: int
+) -> None:
     """products[t, n] = sum over k of inputs[t, k] * panels[panel, k, n]; arrays are given by address."""
-    weights = panels + 4 * PANEL * num_inputs * panel
+    size = 4 if weight_type == FLOAT32 else 2 if weight_type == BFLOAT16 else 1
+    size_of_scales = 4 * PANEL if size == 1 else 0
+    scales = panels + (size * PANEL * num_inputs + size_of_scales) * panel
+    weights = scales + size_of_scales
     for start in range(0, num_inputs, MAX_INPUTS):
         count = min(MAX_INPUTS, num_inputs - start)
         for token in range(0, num_tokens, MICRO_TOKENS):
-            size = min(MICRO_TOKENS, num_tokens - token)
+            num_rows = min(MICRO_TOKENS, num_tokens - token)
             first = inputs + 4 * (token * num_inputs + start)
             for column in range(0, PANEL, MICRO_COLUMNS):
-                block = weights + 4 * (PANEL * start + column)
+                block = weights + size * (PANEL * start + column)
                 outputs = products + 4 * (token * PANEL + column)
-                multiply_small(size, first, num_inputs, block, count, outputs, start > 0)
+                if size == 4:
+                    multiply_float32(num_rows, first, num_inputs, block, count, outputs, start > 0)
+                elif size == 2:
+                    multiply_bfloat16(num_rows, first, num_inputs, block, count, outputs, start > 0)
+                else:
+                    multiply_int8(num_rows, first, num_inputs, block, count, outputs, start > 0)
+    if size == 1:
+        scale_columns(products, num_tokens, scales)
+
+
+@kernel
+def embed(d: np.ndarray, tokens: np.ndarray, stream: int) -> None:
+    """Writes the embeddings of tokens, columns of the panels of the embedding, to the residual stream [tokens, W]."""
+    width, weight_type = d[layout.WIDTH], d[layout.WEIGHT_TYPE]
+    for i in range(len(tokens)):
+        panel, column = tokens[i] // PANEL, tokens[i] % PANEL
+        outputs = view(stream + 4 * i * width, width)
+        if weight_type == FLOAT32:
+            wide = view(d[layout.EMBEDDING] + 4 * PANEL * width * panel, PANEL * width)
+            for k in range(width):
+                outputs[k] = wide[PANEL * k + column]
+        elif weight_type == BFLOAT16:
+            halves = carray(as_uint16_pointer(d[layout.EMBEDDING] + 2 * PANEL * width * panel), (PANEL * width,))
+            for k in range(width):
+                outputs[k] = float_from_bits(numba.int32(halves[PANEL * k + column]) << numba.int32(16))
+        else:
+            first = d[layout.EMBEDDING] + PANEL * (width + 4) * panel
+            scale = view(first, PANEL)[column]
+            bytes_of_panel = carray(as_int8_pointer(first + 4 * PANEL), (PANEL * width,))
+            for k in range(width):
+                outputs[k] = scale * np.float32(bytes_of_panel[PANEL * k + column])
 
 
 @kernel

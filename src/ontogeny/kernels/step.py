@@ -79,7 +79,9 @@ def project_qkv(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, nor
     if panel < num_pieces:
         normalize_tokens(d, layer[at.NORM_1_SCALE], layer[at.NORM_1_BIAS], normalized)
     while panel < num_pieces:
-        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], panel, products)
+        multiply_panel(
+            normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], d[at.WEIGHT_TYPE], panel, products
+        )
         store(products, d[at.NUM_TOKENS], panel, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
@@ -111,7 +113,7 @@ def project_to_stream(
     num_pieces = (d[at.WIDTH] + at.PANEL - 1) // at.PANEL
     panel, completed = take(counters, phase), 0
     while panel < num_pieces:
-        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, panel, products)
+        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, d[at.WEIGHT_TYPE], panel, products)
         add_to_stream(products, d[at.NUM_TOKENS], panel, bias, d[at.STREAM], d[at.WIDTH])
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
@@ -126,7 +128,9 @@ def project_up(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, norm
     if panel < num_pieces:
         normalize_tokens(d, layer[at.NORM_2_SCALE], layer[at.NORM_2_BIAS], normalized)
     while panel < num_pieces:
-        multiply_panel(normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], panel, products)
+        multiply_panel(
+            normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], d[at.WEIGHT_TYPE], panel, products
+        )
         store_activated(
             products, d[at.NUM_TOKENS], panel, layer[at.UP_BIAS], d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION]
         )
@@ -148,7 +152,7 @@ def project_logits(d: np.ndarray, counters: int, phase: int, normalized: int, pr
             scale, bias = d[at.FINAL_SCALE], d[at.FINAL_BIAS]
             normalize(source, target, width, scale, bias, d[at.IS_LAYER_NORM], epsilon, d[at.ONES])
     while panel < num_pieces:
-        multiply_panel(normalized, num_logits, width, d[at.LM_HEAD], panel, products)
+        multiply_panel(normalized, num_logits, width, d[at.LM_HEAD], d[at.WEIGHT_TYPE], panel, products)
         store(products, num_logits, panel, 0, d[at.LOGITS], d[at.VOCAB_SIZE])
         panel, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)

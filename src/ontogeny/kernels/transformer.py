@@ -14,6 +14,7 @@ from jaxtyping import Float
 from ontogeny.content.transformer import KVCache, TransformerConfig
 from ontogeny.kernels import layout
 from ontogeny.kernels.packing import PackedWeights
+from ontogeny.kernels.products import embed
 from ontogeny.kernels.team import MAX_THREADS, Team
 
 Integers = Sequence[int] | np.ndarray
@@ -62,10 +63,11 @@ def extend(
     num_tokens, capacity = len(joined), cache.keys[0].shape[2]
     if int((starts + first[1:] - first[:-1]).max()) > capacity:
         raise ValueError(f"the tokens do not fit into a cache of {capacity}")
-    stream = packed.embedding()[joined]
+    stream = np.empty((num_tokens, config.width), np.float32)
+    embed(packed.table, joined, layout.address(stream))
     if packed.positions is not None:
         positions = np.arange(num_tokens) - np.repeat(first[:-1] - starts, counts)
-        stream += packed.positions()[positions]
+        stream += packed.positions[positions]
     selected = {"last": first[1:] - 1, "all": np.arange(num_tokens), "none": np.zeros(0, np.int64)}[logits]
     outputs = np.empty((len(selected), config.vocab_size), np.float32)
     table = packed.table.copy()
