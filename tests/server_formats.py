@@ -1,4 +1,4 @@
-"""A server's database of format 3, as versions before format 4 wrote it."""
+"""A server's database of format 3 or 4, as earlier versions wrote it."""
 
 import contextlib
 import sqlite3
@@ -47,6 +47,26 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_key ON sessions (key, used_at);
 PRAGMA user_version=3;
 """
+
+FROM_5_TO_4 = """
+ALTER TABLE versions DROP COLUMN steps;
+ALTER TABLE decisions DROP COLUMN share;
+DROP TABLE text_scores;
+PRAGMA user_version=4;
+"""
+
+
+def copy_as_format(source: Path, target: Path, number: int) -> None:
+    """Writes a state folder with a database of format 3 or 4 that has the same rows as the database in `source`."""
+    if number == 3:
+        return copy_as_format_3(source, target)
+    target.mkdir()
+    with (
+        contextlib.closing(sqlite3.connect(source / DATABASE)) as current,
+        contextlib.closing(sqlite3.connect(target / DATABASE)) as old,
+    ):
+        current.backup(old)
+        old.executescript(FROM_5_TO_4)
 
 
 def copy_as_format_3(source: Path, target: Path) -> None:

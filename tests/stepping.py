@@ -19,6 +19,7 @@ from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
 BLOCKED_AFTER = 0.05  # seconds without reaching a checkpoint after which a thread counts as waiting for another one
+MAX_TEXT = 10_000  # tokens of an update chunk, so that each text is one
 THREADS: dict[int, "SteppedThread"] = {}  # by thread id
 
 
@@ -125,13 +126,15 @@ def fake_learner(
     def init() -> Weights:
         return Weights(trained, np.int32(0))
 
-    def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
-        checkpoint()
-        on_learn(text)
+    def encode(text: str) -> np.ndarray:
         if text.startswith("strange"):
             raise BadInput("the tokenizer cannot encode this text")
-        if text.startswith("short"):
-            return weights
+        return np.frombuffer(text.encode()[: 1 if text.startswith("short") else None], np.uint8)
+
+    def learn(weights: Weights, tokens: np.ndarray, chunks: range, pause: Pause = do_not_pause) -> Weights:
+        checkpoint()
+        text = tokens.tobytes().decode()
+        on_learn(text)
         draw = np.random.default_rng(zlib.crc32(text.encode()))
         step = np.asarray(weights.scratch + 1, np.int32)
         content = jax.tree.map(
@@ -150,4 +153,10 @@ def fake_learner(
         )
         return 99.0 if is_rejected else 2.0
 
-    return BranchLearner(trained, init, lambda content: content, learn, held_out_loss, 2.0, "fake")
+    def score(weights: TransformerWeights, tokens: np.ndarray, pause: Pause = do_not_pause) -> float:
+        checkpoint()
+        return float(len(tokens) + np.asarray(weights.embedding).sum())
+
+    return BranchLearner(
+        trained, init, lambda content: content, encode, MAX_TEXT, learn, score, len, held_out_loss, 2.0, "fake"
+    )

@@ -29,7 +29,7 @@ from ontogeny.server.sessions.texts import Continuation, TextSession, TextSessio
 from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
-from server_formats import copy_as_format_3
+from server_formats import copy_as_format
 from serving import LimitedFileSize, load, shared_run
 
 pytestmark = pytest.mark.computes
@@ -115,7 +115,7 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
     branches = open_branches(branch_learner, tmp_path / "state")
     learn(branches, TEXTS[:2])
     branches.add_example("a", "a", TEXTS[2])
-    monkeypatch.setattr(journal, "commit_version", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(journal, "commit_version", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         branches.learn_next()
     monkeypatch.undo()
@@ -126,12 +126,15 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
     assert trees.bitwise_equal(current_weights(reopened), current_weights(undisturbed))
 
 
-def test_branches_and_sessions_of_a_database_of_format_3_answer_as_before(branch_learner, branches, model, tmp_path):
+@pytest.mark.parametrize("number", [3, 4])
+def test_branches_and_sessions_of_a_database_of_an_earlier_format_answer_as_before(
+    branch_learner, branches, model, tmp_path, number
+):
     learn(branches, TEXTS[:2])
     session = TextSessions("story", model, Engine(model.config), branches.store).create("a", branches.trained_digest)
     branches.add_example("a", "a", TEXTS[2])
-    copy_as_format_3(branches.store.folder, tmp_path / "format_3")
-    converted = open_branches(branch_learner, tmp_path / "format_3")
+    copy_as_format(branches.store.folder, tmp_path / "earlier", number)
+    converted = open_branches(branch_learner, tmp_path / "earlier")
     assert (
         TextSessions("story", model, Engine(model.config), converted.store).get("a", session.id).weights_digest
         == session.weights_digest
@@ -311,7 +314,7 @@ def test_weights_that_are_not_finite_are_rejected(branch_learner, tmp_path):
     broken = branch_learner._replace(held_out_loss=lambda *_: float("nan"))
     branches = open_branches(broken, tmp_path / "state")
     learn(branches, TEXTS[:1])
-    assert journal.list_decisions(branches.store, "story")[-1].reason == "the weights are not finite"
+    assert "the weights are not finite" in journal.list_decisions(branches.store, "story")[-1].reason
     assert trees.digest(branches.current("a").full_weights) == branches.trained_digest
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_page_of_examples_loses_the_examples_on_it_alone(folder, call_
 def test_a_truncated_database_is_recovered_up_to_its_end(folder):
     before = records(folder)
     size = (folder / DATABASE).stat().st_size
-    os.truncate(folder / DATABASE, size // 2 // PAGE * PAGE + 100)
+    os.truncate(folder / DATABASE, size * 2 // 3 // PAGE * PAGE + 100)
     assert len(check(folder)) == 1
     result = repair.repair_state(folder, "test")
     after = records(folder)

@@ -1,4 +1,4 @@
-"""Server files of old formats: a database of format 3 is converted; all others are rejected and stay untouched."""
+"""Server files of old formats: a database of format 3 or 4 is converted; all others are rejected and stay untouched."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from ontogeny.server.keys import UsageRecord
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
-from server_formats import FORMAT_3, copy_as_format_3
+from server_formats import FORMAT_3, copy_as_format
 
 GOLDEN = Path(__file__).parent / "golden"
 OLD = GOLDEN / "old_server"  # golden/make_old_server_files.txt wrote it
@@ -33,7 +33,7 @@ def test_an_old_database_is_rejected_by_every_command(tmp_path, call_cli):
     shutil.copytree(OLD / "state", state)
     before = digests(state)
     sentence = (
-        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 4. "
+        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 5. "
         "Commit e4ec9bd is the last that reads it.\n"
     )
     for command in (
@@ -75,9 +75,9 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
         store.close()
     newer = Store(tmp_path / "state")
-    newer.execute("PRAGMA user_version=5")
+    newer.execute("PRAGMA user_version=6")
     newer.close()
-    with pytest.raises(BadInput, match="of format 5; this version reads format 4"):
+    with pytest.raises(BadInput, match="of format 6; this version reads format 5"):
         Store(tmp_path / "state")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / DATABASE).write_bytes(b"no database" * 100)
@@ -87,21 +87,21 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         Store(tmp_path / "absent", create=False)
 
 
-def write_format_3(folder: Path) -> str:
-    """Writes a state folder of format 3 with one row of every kind; returns the text of its key."""
+def write_old_format(folder: Path, number: int = 3) -> str:
+    """Writes a state folder of an earlier format with one row of every kind; returns the text of its key."""
     new = Store(folder.with_name("new"))
     key, text = keys.create_key(new, "anna")
     keys.add_usage(new, [UsageRecord(key.id, "story", "2026-01-01", 1, 2, 3)])
     branch = journal.open_branch(new, "story", key.id, "trained", "learner", 2.0)
-    number = journal.add_example(new, branch.branch, key.id, "The sea answered: é.")
+    example = journal.add_example(new, branch.branch, key.id, "The sea answered: é.")
     erased = journal.add_example(new, branch.branch, key.id, "to be erased")
-    assert number is not None and erased is not None
-    assert journal.commit_version(new, branch, number, "digest", 2.1, 0.1, "accepted") is not None
+    assert example is not None and erased is not None
+    assert journal.commit_version(new, branch, example, "digest", 2.1, 0.1, "accepted") is not None
     branch_changes.erase_example(new, erased, key.id)
     with new.transaction():
         new.insert("sessions", ("session", "story", key.id, 7, b"state", 1.0, None, None, None))
     new.close()
-    copy_as_format_3(new.folder, folder)
+    copy_as_format(new.folder, folder, number)
     return text
 
 
@@ -116,8 +116,9 @@ def all_records(store: Store) -> dict[str, list[tuple[object, ...]]]:
     return {name: [tuple(r) for r in store.execute(f"SELECT {columns[name]} FROM {name}")] for name in columns}
 
 
-def test_a_database_of_format_3_is_converted_in_place_and_keeps_everything(tmp_path):
-    text = write_format_3(tmp_path / "state")
+@pytest.mark.parametrize("number", [3, 4])
+def test_a_database_of_an_earlier_format_is_converted_in_place_and_keeps_everything(tmp_path, number):
+    text = write_old_format(tmp_path / "state", number)
     new, store = Store(tmp_path / "new"), Store(tmp_path / "state")
     assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
     assert all_records(store) == all_records(new)
@@ -127,6 +128,7 @@ def test_a_database_of_format_3_is_converted_in_place_and_keeps_everything(tmp_p
         "SELECT * FROM storage",
         "SELECT type, name FROM sqlite_master ORDER BY name",
         "SELECT name FROM pragma_table_info('keys')",
+        "SELECT kind, share FROM decisions",
     ):
         assert [tuple(r) for r in store.execute(query)] == [tuple(r) for r in new.execute(query)]
     assert journal.add_example(store, f"story/{key.id}", key.id, "Another text.") is not None
@@ -134,8 +136,9 @@ def test_a_database_of_format_3_is_converted_in_place_and_keeps_everything(tmp_p
     assert Store(tmp_path / "state").select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
 
 
-def test_commands_that_only_read_leave_a_database_of_format_3_as_it_is(tmp_path, call_cli):
-    write_format_3(tmp_path / "state")
+@pytest.mark.parametrize("number", [3, 4])
+def test_commands_that_only_read_leave_a_database_of_an_earlier_format_as_it_is(tmp_path, call_cli, number):
+    write_old_format(tmp_path / "state", number)
     before = digests(tmp_path / "state")
     for command in (["keys", "list"], ["usage"], ["deployments", "log", "story"]):
         code, output, error = call_cli(*command, "--state-dir", str(tmp_path / "state"))
@@ -143,8 +146,8 @@ def test_commands_that_only_read_leave_a_database_of_format_3_as_it_is(tmp_path,
     assert digests(tmp_path / "state") == before
 
 
-def test_a_database_of_format_3_is_not_converted_while_a_server_of_an_earlier_version_works_on_it(tmp_path):
-    write_format_3(tmp_path / "state")
+def test_a_database_of_an_earlier_format_is_not_converted_while_a_server_of_an_earlier_version_works_on_it(tmp_path):
+    write_old_format(tmp_path / "state")
     with locked(tmp_path / "state"):
         with pytest.raises(BadInput, match="can be converted only while no server runs"):
             Store(tmp_path / "state")

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from ontogeny.server import quotas
-from ontogeny.server.learning import branch_changes, journal, listing
+from ontogeny.server.learning import branch_changes, journal, listing, text_scores
 from ontogeny.server.learning.listing import DecisionCount, PageRequest
 from ontogeny.server.store import Store
 
@@ -40,13 +40,15 @@ def make_journal(folder, count):
     for name in ("anna", "bob"):
         journal.open_branch(store, "story", name, "a" * 64, "b" * 64, 1.0)
     columns = ", ".join(journal.BranchVersion._fields)
-    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, 0, 1.0, NULL, NULL, 0"
+    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, 0, 1.0, NULL, NULL, 0, NULL"
     with store.transaction():
         for statement in (
             f"INSERT INTO examples (branch, key, text, created_at) SELECT '{NAME}', 'anna', 'text ' || n, 1.0",
             f"INSERT INTO versions ({columns}) SELECT {values}",
-            f"INSERT INTO decisions (branch, kind, example, version, reason, created_at) "
-            f"SELECT '{NAME}', 'learned', n, n, 'reason', 1.0",
+            f"INSERT INTO decisions (branch, kind, example, version, reason, created_at, share) "
+            f"SELECT '{NAME}', 'learned', n, n, 'reason', 1.0, CASE n % 10 WHEN 0 THEN 0.5 ELSE 1 END",
+            f"INSERT INTO text_scores SELECT n, '{NAME}', n, n - 1, 100, 300.0, 298.0, 1.0, n, 100.0 * n, 1e4 * n, "
+            "300.0 * n, 2.0 * n, 4.0 * n, 200.0 * n",
         ):
             store.execute(f"{NUMBERS.format(count=count)} {statement} FROM numbers")
         store.execute("UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?", count, count, NAME)
@@ -76,6 +78,9 @@ READS = {
     "middle examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE._replace(after=500)),
     "examples of a key without any": lambda store: listing.list_examples_of_key(store, NAME, "carl", PAGE),
     "versions": lambda store: listing.list_versions_of_branch(store, NAME, PAGE),
+    "scores": lambda store: listing.list_scores(store, NAME, PAGE),
+    "last scores": lambda store: listing.list_scores(store, NAME, PAGE._replace(is_descending=True)),
+    "interval": lambda store: text_scores.find_newest(store, NAME),
     "one example": lambda store: journal.find_example(store, SHORT),
     "storage of a key": lambda store: quotas.get_storage(store, "anna"),
     "snapshots": journal.list_snapshots,
@@ -96,12 +101,12 @@ def test_the_cost_of_metrics_does_not_grow_with_the_journal(journals):
     costs = []
     for store, length in zip(journals, (SHORT, LONG), strict=True):
         earlier = listing.continue_count(store, "story", DecisionCount())
-        assert earlier == (length, length)
+        assert earlier == (length, length, length // 10, 0, length)
         costs.append(store.steps_of(listing.continue_count, "story", earlier))
         branch = journal.get_branch(store, EMPTY)
         number = journal.add_example(store, EMPTY, "bob", "a text")
         assert number is not None and journal.reject_example(store, branch, number, None, "a reason")
-        assert listing.continue_count(store, "story", earlier).num_decisions == length + 1
+        assert listing.continue_count(store, "story", earlier)[:4] == (length + 1, length, length // 10, 1)
     assert costs[1] <= costs[0] + 2
 
 
@@ -158,6 +163,7 @@ def test_pages_of_a_list_hold_every_entry_once(tmp_path):
     for list_page, expected in (
         (partial(listing.list_examples_of_key, store, NAME, "anna"), [*range(1, 24), 25]),
         (partial(listing.list_versions_of_branch, store, NAME), list(range(26))),
+        (partial(listing.list_scores, store, NAME), [*range(1, 24), 25]),
     ):
         for is_descending in (False, True):
             numbers, after, has_more = [], None, True

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,9 +29,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.server.learning import branch_changes, journal, loading
-from ontogeny.server.learning.acceptance import Pause, do_not_pause, rejection_reason
-from ontogeny.server.learning.branches import BranchConfig, BranchManager
+from ontogeny.server.learning import branch_changes, journal, loading, partial_steps
+from ontogeny.server.learning.acceptance import Pause, do_not_pause
+from ontogeny.server.learning.branches import WARM_UP_TEXT, BranchConfig, BranchManager
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
@@ -51,12 +52,12 @@ def replay(learner: BranchLearner, weights: Weights, examples: list[str]) -> Wei
     """Learns examples one after another, without branches or a journal."""
     for text in examples:
         try:
-            after = learner.learn(weights, text, do_not_pause)
+            tokens = learner.encode(text)
         except BadInput:
             continue
-        loss = learner.held_out_loss(after.content, do_not_pause)
-        if rejection_reason(loss, learner.trained_loss, LIMITS.max_forgetting) is None:
-            weights = after
+        if partial_steps.count_chunks(learner, tokens):
+            pauses = {"learning": do_not_pause, "testing": do_not_pause}
+            weights = partial_steps.learn_text(learner, weights, tokens, LIMITS.max_forgetting, **pauses).weights
     return weights
 
 
@@ -454,7 +455,7 @@ def test_a_server_stops_while_it_recomputes_a_branch(tmp_path, caplog):
     may_continue.set()
     starting.join(60)
     branches.stop()
-    assert learned == ["warm", TEXTS[0]] and not caplog.records
+    assert learned == [WARM_UP_TEXT, TEXTS[0]] and not caplog.records
 
 
 def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next_start(tmp_path, caplog):
@@ -462,7 +463,7 @@ def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next
 
     def on_learn(text: str) -> None:
         learned.append(text)
-        if text != "warm" and not may_continue.is_set():
+        if text != WARM_UP_TEXT and not may_continue.is_set():
             has_begun.set()
             assert may_continue.wait(60)
 
@@ -476,7 +477,7 @@ def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next
     assert journal.get_branch(branches.store, "story/anna").current_version == 0
     reopened = open_branches(tmp_path / "state", fake_learner(on_learn))
     learn(reopened, "anna")
-    assert learned == ["warm", TEXTS[0], TEXTS[0]] and not caplog.records
+    assert learned == [WARM_UP_TEXT, TEXTS[0], TEXTS[0]] and not caplog.records
     assert journal.get_branch(reopened.store, "story/anna").current_version == 1
 
 
@@ -484,10 +485,11 @@ def test_erasing_a_long_text_while_it_is_learned_ends_its_update(tmp_path, caplo
     learned, ended = list[str](), list[str]()
     fake = fake_learner(learned.append)
 
-    def learn_text(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
+    def learn_text(weights: Weights, tokens: np.ndarray, chunks: range, pause: Pause = do_not_pause) -> Weights:
+        text = tokens.tobytes().decode()
         if text == TEXTS[0]:
             branches.erase_example(1, "anna")
-        after = fake.learn(weights, text, pause)
+        after = fake.learn(weights, tokens, chunks, pause)
         ended.append(text)
         return after
 

@@ -191,3 +191,70 @@ def test_an_interval_needs_two_scores():
         stats.mean_interval([1.0])
     interval = stats.mean_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2.0 and interval.num_tasks == 3 and interval.low < 2.0 < interval.high
+
+
+def add_all(weights, amounts):
+    """The sums after each term."""
+    sums = [stats.RunningSums()]
+    for weight, amount in zip(weights, amounts, strict=True):
+        sums.append(sums[-1].add(float(weight), float(amount)))
+    return sums[1:]
+
+
+def test_running_sums_give_the_weighted_mean_and_the_variance_of_the_sum():
+    draw = np.random.default_rng(0)
+    weights, amounts = draw.uniform(1, 5, 30), draw.normal(size=30)
+    sums = add_all(weights, amounts)[-1]
+    assert sums.ratio == pytest.approx(amounts.sum() / weights.sum())
+    residuals = amounts - sums.ratio * weights
+    assert sums.variance == pytest.approx((residuals**2).sum() * 30 / 29)
+    assert math.isnan(stats.RunningSums().ratio) and math.isnan(add_all([1], [1])[0].variance)
+
+
+def test_always_valid_intervals_hold_the_running_mean_at_all_times():
+    """The conditional means wander, and the weights differ; every interval of a sequence must hold the running mean."""
+    draw = np.random.default_rng(1)
+    num_missed, num_sequences, length = 0, 200, 300
+    for _ in range(num_sequences):
+        weights = np.exp(draw.uniform(math.log(200), math.log(2000), length))
+        means = 0.3 * np.sin(np.arange(length) / 20 + draw.uniform(0, 6))
+        amounts = weights * (means + 0.5 * draw.standard_t(5, length))
+        averages = np.cumsum(weights * means) / np.cumsum(weights)
+        intervals = [stats.always_valid_interval(sums, 1e7) for sums in add_all(weights, amounts)]
+        is_missed = [not i.low <= average <= i.high for i, average in zip(intervals, averages, strict=True)]
+        num_missed += any(is_missed)
+    assert stats.clopper_pearson(num_missed, num_sequences)[0] <= 0.05, num_missed
+
+
+def test_an_interval_for_one_time_misses_the_mean_more_often_than_an_always_valid_one():
+    """A planted error: Student's interval looked at after every term."""
+    draw = np.random.default_rng(2)
+    num_missed = 0
+    for _ in range(60):
+        values = draw.normal(size=300)
+        intervals = [stats.mean_interval(values[:stop]) for stop in range(20, 301)]
+        num_missed += any(interval.excludes_zero for interval in intervals)
+    assert num_missed > 12
+
+
+def test_always_valid_intervals_scale_with_amounts_and_weights():
+    draw = np.random.default_rng(3)
+    weights, amounts = draw.uniform(1, 5, 40), draw.normal(1.0, 1.0, 40)
+    interval = stats.always_valid_interval(add_all(weights, amounts)[-1], 10.0)
+    scaled = stats.always_valid_interval(add_all(2 * weights, 3 * amounts)[-1], 90.0)
+    assert np.allclose(np.array(scaled), 1.5 * np.array(interval))
+    assert interval.low < interval.mean < interval.high
+    wider = stats.always_valid_interval(add_all(weights, amounts)[-1], 10.0, level=0.01)
+    assert wider.low < interval.low and wider.high > interval.high
+    narrowest = min(
+        stats.always_valid_interval(add_all(weights, amounts)[-1], variance).high
+        for variance in np.geomspace(1, 1e4, 50)
+    )
+    at_variance = stats.always_valid_interval(add_all(weights, amounts)[-1], add_all(weights, amounts)[-1].variance)
+    assert at_variance.high - interval.mean == pytest.approx(narrowest - interval.mean, rel=2e-3)
+
+
+def test_the_first_terms_have_no_always_valid_interval():
+    sums = add_all(np.ones(20), np.linspace(0, 1, 20))
+    assert stats.always_valid_interval(sums[18], 1.0)[1:] == (-math.inf, math.inf)
+    assert math.isfinite(stats.always_valid_interval(sums[19], 1.0).low)

@@ -35,9 +35,9 @@ def render_study_records() -> str:
 
 def render_tables() -> str:
     """A table of the tables in the database of a server."""
-    from ontogeny.server.schema import ADDED_TABLES, SCHEMA
+    from ontogeny.server.schema import TABLE_STATEMENTS
 
-    tables = database_tables(SCHEMA + ADDED_TABLES)
+    tables = database_tables(TABLE_STATEMENTS)
     return table(("table", "columns"), ((f"`{name}`", ", ".join(columns)) for name, columns in tables))
 
 

@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 class RatioEstimate(NamedTuple):
-    """A ratio of two sums with its 95 % confidence interval; the ends are NaN where there are too few terms."""
+    """A ratio of two sums with its 95 % confidence interval; the ends are not finite with too few terms."""
 
     mean: float
     low: float
@@ -293,3 +293,80 @@ def p_mean_exceeds(distance: float, standard_error: float, degrees_of_freedom: f
     if standard_error < ZERO_SPREAD:
         return 1.0
     return float(stdtr(degrees_of_freedom, -distance / standard_error))
+
+
+class RunningSums(NamedTuple):
+    """Sums over a sequence of amounts with weights, from which an interval of their ratio follows at any time.
+
+    Attributes:
+        num_terms: Number of terms.
+        weight: Sum of the weights, such as the bytes of texts.
+        squared_weight: Sum of their squares.
+        amount: Sum of the amounts, such as the bits saved on each text.
+        squared_amount: Sum of their squares.
+        product: Sum of the products of weight and amount.
+    """
+
+    num_terms: int = 0
+    weight: float = 0.0
+    squared_weight: float = 0.0
+    amount: float = 0.0
+    squared_amount: float = 0.0
+    product: float = 0.0
+
+    def add(self, weight: float, amount: float) -> "RunningSums":
+        """Returns the sums with one more term, whose weight is positive."""
+        return RunningSums(
+            self.num_terms + 1,
+            self.weight + weight,
+            self.squared_weight + weight**2,
+            self.amount + amount,
+            self.squared_amount + amount**2,
+            self.product + weight * amount,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """The mean per unit of weight; NaN without any term."""
+        return self.amount / self.weight if self.num_terms else math.nan
+
+    @property
+    def variance(self) -> float:
+        """The estimated variance of the sum of the amounts, given the weights; NaN with fewer than two terms."""
+        if self.num_terms < 2:
+            return math.nan
+        squares = self.squared_amount - 2 * self.ratio * self.product + self.ratio**2 * self.squared_weight
+        return max(squares, 0.0) * self.num_terms / (self.num_terms - 1)
+
+
+def always_valid_interval(
+    sums: RunningSums, typical_variance: float, *, level: float = 0.05, min_terms: int = 20
+) -> RatioEstimate:
+    """An interval that may be looked at after every term: an asymptotic confidence sequence of the mean.
+
+    The mean is that of the conditional expectations of the terms, each given all terms before it, weighted like the
+    terms: it may change from term to term, and terms may depend on earlier ones and on earlier looks. With a
+    probability of about 1 - `level`, all intervals of a sequence contain the means of their times. So where a lower end
+    exceeds 0, the hypothesis is rejected that this weighted mean was at most 0 at that time. "About": the intervals are
+    those of a Gaussian sequence with the same variances, which the sums approach as they grow; the first `min_terms`
+    terms have none.
+
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024), Annals of Statistics 52:2613, proposition 2.5, with
+    the weights as known factors of the terms; the boundary is the two-sided normal mixture of Robbins (1970), as in
+    Howard, Ramdas, McAuliffe and Sekhon (2021), Annals of Statistics 49:1055. The sequence is not replaced by its
+    running intersection, since the mean may move.
+
+    Args:
+        sums: Over all terms so far.
+        typical_variance: The variance of the sum of the amounts at which the interval is to be narrowest; chosen before
+            the first term. It does not affect the validity.
+        level: Error rate of the whole sequence.
+        min_terms: With fewer terms the ends are infinite.
+    """
+    if sums.num_terms < max(min_terms, 2):
+        return RatioEstimate(sums.ratio, -math.inf, math.inf)
+    log_level = -2 * math.log(level)
+    prior = typical_variance / (log_level + math.log(1 + log_level))  # the variance of the mixture, inverted
+    total = sums.variance + prior
+    half_width = math.sqrt(total * (math.log(total / prior) + log_level)) / sums.weight
+    return RatioEstimate(sums.ratio, sums.ratio - half_width, sums.ratio + half_width)

@@ -44,6 +44,7 @@ LAYOUTS = (  # `storage` is not among them: triggers write it
     TableLayout("branches", ("branch",), is_text=True),
     TableLayout("examples"),
     TableLayout("decisions"),
+    TableLayout("text_scores"),
     TableLayout("versions", ("number",), by_branch=True),
     TableLayout("inherited_examples", ("version", "example"), by_branch=True),
     TableLayout("unfinished_erasures"),

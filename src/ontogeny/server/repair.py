@@ -137,7 +137,7 @@ def _find_damage(path: Path) -> str | None:
     try:
         with contextlib.closing(_connect_read_only(path)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, schema.OLDEST_CONVERTIBLE, FORMATS[SERVER_DATABASE]):
+            if version not in (0, *schema.CONVERSIONS, FORMATS[SERVER_DATABASE]):
                 check_format(path, SERVER_DATABASE, version)
             tables = {record[0] for record in connection.execute("SELECT name FROM sqlite_master")}
             problems = [record[0] for record in connection.execute("PRAGMA integrity_check")]

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
 
-OLDEST_CONVERTIBLE = 3
 UNDECIDED = "NOT deferred AND erased_at IS NULL"  # the condition of an example, if its number is above `last_decided`
 SCHEMA = """
 CREATE TABLE keys (
@@ -41,11 +40,11 @@ CREATE TABLE versions (
     branch TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, example INTEGER, first_example INTEGER,
     last_example INTEGER, digest TEXT NOT NULL, held_out_loss REAL NOT NULL, weight_distance REAL NOT NULL,
     snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, source_branch TEXT, source_version INTEGER,
-    root_version INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (branch, number)
+    root_version INTEGER NOT NULL DEFAULT 0, steps TEXT, PRIMARY KEY (branch, number)
 ) WITHOUT ROWID;
 CREATE TABLE decisions (
     number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, kind TEXT NOT NULL, example INTEGER,
-    version INTEGER, held_out_loss REAL, reason TEXT NOT NULL, created_at REAL NOT NULL
+    version INTEGER, held_out_loss REAL, reason TEXT NOT NULL, created_at REAL NOT NULL, share REAL
 );
 CREATE INDEX decisions_by_branch ON decisions (branch, number);
 CREATE TABLE sessions (
@@ -93,7 +92,19 @@ CREATE TRIGGER delete_session AFTER DELETE ON sessions BEGIN
     UPDATE storage SET num_sessions = num_sessions - 1, session_bytes = session_bytes - length(old.state)
     WHERE key = old.key; END;
 """
-TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", SCHEMA + ADDED_TABLES))
+# The table that format 5 added. The last columns of a record are sums over all records of its branch up to it.
+TEXT_SCORES = """
+CREATE TABLE text_scores (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, example INTEGER NOT NULL UNIQUE,
+    version INTEGER NOT NULL, num_bytes INTEGER NOT NULL, frozen_bits REAL NOT NULL, live_bits REAL NOT NULL,
+    created_at REAL NOT NULL, num_texts INTEGER NOT NULL, total_bytes REAL NOT NULL, squared_bytes REAL NOT NULL,
+    total_frozen_bits REAL NOT NULL, total_bits_saved REAL NOT NULL, squared_bits_saved REAL NOT NULL,
+    bytes_times_bits_saved REAL NOT NULL
+);
+CREATE INDEX text_scores_by_branch ON text_scores (branch, number);
+"""
+TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES
+TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", TABLE_STATEMENTS))
 # Finds for every version the one without a parent from which it descends.
 UPDATE_ROOTS = """
 WITH RECURSIVE paths (branch, number, root) AS (
@@ -103,10 +114,11 @@ WITH RECURSIVE paths (branch, number, root) AS (
 ) UPDATE versions SET root_version = root FROM paths
     WHERE versions.branch = paths.branch AND versions.number = paths.number AND root != 0;
 """
-# From format 3: limits of storage per key, what each key stores, the last request of each session, and the restored
-# versions from which others descend.
-CONVERSION = (
-    """
+# From format 3 to 4: limits of storage per key, what each key stores, the last request of each session, and the
+# restored versions from which others descend. From format 4 to 5: the share of its step by which each text was learned,
+# and the scores of texts; before, every text was learned as a whole or not at all.
+CONVERSIONS = {
+    3: """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
 ALTER TABLE keys ADD COLUMN max_stored_bytes INTEGER;
 ALTER TABLE keys ADD COLUMN max_sessions INTEGER;
@@ -123,18 +135,24 @@ ALTER TABLE versions ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;
 INSERT INTO storage SELECT key, 0, 0, sum(ifnull(length(CAST(text AS BLOB)) + 1000, 0)) FROM examples GROUP BY key;
 INSERT INTO storage SELECT key, count(*), sum(length(state)), 0 FROM sessions WHERE true GROUP BY key
     ON CONFLICT DO UPDATE SET num_sessions = excluded.num_sessions, session_bytes = excluded.session_bytes;
+""",
+    4: """
+ALTER TABLE versions ADD COLUMN steps TEXT;
+ALTER TABLE decisions ADD COLUMN share REAL;
+UPDATE decisions SET share = (kind = 'learned') WHERE kind IN ('learned', 'rejected');
 """
-)
+    + TEXT_SCORES,
+}
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
     """Creates the tables of an empty database; must be called in a transaction."""
-    _run(connection, SCHEMA + ADDED_TABLES)
+    _run(connection, TABLE_STATEMENTS)
 
 
-def convert_tables(connection: sqlite3.Connection) -> None:
-    """Converts a database of format `OLDEST_CONVERTIBLE`; must be called in a transaction."""
-    _run(connection, CONVERSION)
+def convert_tables(connection: sqlite3.Connection, version: int) -> None:
+    """Converts a database whose format is one of `CONVERSIONS`; must be called in a transaction."""
+    _run(connection, "".join(CONVERSIONS[number] for number in sorted(CONVERSIONS) if number >= version))
 
 
 def _run(connection: sqlite3.Connection, statements: str) -> None:

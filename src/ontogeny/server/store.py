@@ -332,8 +332,8 @@ class Store:
             has_log = self._path.with_name(f"{DATABASE}-wal").exists()
             # A database without a write-ahead log is read in a way that creates no files.
             version = self._read_format("mode=ro" if has_log else "immutable=1")
-            if version == schema.OLDEST_CONVERTIBLE:
-                return self._open_converted_copy() if read_only else self._convert()
+            if version in schema.CONVERSIONS:
+                return self._open_converted_copy(version) if read_only else self._convert()
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
         if self.snapshots.is_dir() and any(self.snapshots.iterdir()):  # a new database would leave them without owners
@@ -353,18 +353,19 @@ class Store:
                 text = f"'{self._path}' has an earlier format and can be converted only while no server runs: {error}"
                 raise BadInput(text) from None
             stack.enter_context(self.transaction())
-            if self.select_value("PRAGMA user_version") == schema.OLDEST_CONVERTIBLE:
-                schema.convert_tables(stack.enter_context(self._borrowed_connection()))
+            version = self.select_value("PRAGMA user_version")
+            if version in schema.CONVERSIONS:  # another process may have converted it
+                schema.convert_tables(stack.enter_context(self._borrowed_connection()), version)
         self.truncate_log()
 
-    def _open_converted_copy(self) -> None:
+    def _open_converted_copy(self, version: int) -> None:
         """Makes a converted copy in memory the only connection."""
         copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         copy.row_factory = sqlite3.Row
         with self._borrowed_connection() as connection:
             connection.backup(copy)
         self.close()
-        schema.convert_tables(copy)
+        schema.convert_tables(copy, version)
         self._idle.append(copy)
 
 

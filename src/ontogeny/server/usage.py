@@ -31,6 +31,9 @@ GAUGES = {
     "prefix_cache_bytes": "Size of the prefix cache",
     "num_examples_pending": "Training examples in the journal that have not been decided on",
     "num_decisions": "Decisions of the learner",
+    "num_examples_learned": "Decisions to learn a training example, in whole or in part",
+    "num_examples_learned_in_part": "Decisions to learn a part of a training example or of its step",
+    "num_examples_rejected": "Decisions to reject a training example",
 }
 
 
@@ -117,7 +120,11 @@ class UsageMeter:
                 self._gauges["num_examples_pending"].labels(name).set(num_pending)
                 earlier = self._num_decisions.get(name, DecisionCount())
                 self._num_decisions[name] = listing.continue_count(self._store, name, earlier)
-                self._gauges["num_decisions"].labels(name).set(self._num_decisions[name].num_decisions)
+                count = self._num_decisions[name]
+                self._gauges["num_decisions"].labels(name).set(count.num_decisions)
+                self._gauges["num_examples_learned"].labels(name).set(count.num_learned)
+                self._gauges["num_examples_learned_in_part"].labels(name).set(count.num_learned_in_part)
+                self._gauges["num_examples_rejected"].labels(name).set(count.num_rejected)
         return generate_latest(self.registry)
 
     def _run(self) -> None:

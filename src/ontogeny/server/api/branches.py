@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,10 +19,12 @@ from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkReques
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.keys import ApiKey
-from ontogeny.server.learning import branch_changes, journal, listing
+from ontogeny.server.learning import branch_changes, journal, listing, partial_steps, text_scores
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.listing import PageRequest
+from ontogeny.server.learning.text_scores import ScoredText
+from ontogeny.stats import RatioEstimate
 
 router = APIRouter(route_class=BodyRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
@@ -82,13 +85,52 @@ async def get_page(
 Page = Annotated[PageRequest, Depends(get_page)]
 
 
+@router.get("/branch/saving")
+def show_saving(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
+    """Says whether the model learns from this key: the bits per byte that learning saves, overall and after each text.
+
+    Every text is scored under the frozen (trained) and the live weights before it is learned. `saving` is the mean
+    difference in bits per byte, weighted by bytes, with an interval that is valid however often it is looked at.
+    """
+    store, branch = branches.store, branches.open(key.id).branch
+    scores, has_more = listing.list_scores(store, branch, page)
+    newest = text_scores.find_newest(store, branch)
+    texts = 0 if newest is None else newest.num_texts
+    totals: dict[str, Any] = {"num_texts": texts, "num_bytes": 0, "frozen_bits_per_byte": None}
+    totals |= {"live_bits_per_byte": None, "saving": _describe_saving(newest), "verdict": "undetermined"}
+    if newest is not None and texts:
+        frozen = newest.total_frozen_bits / newest.total_bytes
+        totals |= {"num_bytes": int(newest.total_bytes), "frozen_bits_per_byte": frozen}
+        totals |= {"live_bits_per_byte": frozen - newest.saving.mean, "verdict": newest.verdict}
+    data = [
+        {
+            "number": score.number,
+            "example": score.example,
+            "version": score.version,
+            "num_bytes": score.num_bytes,
+            "frozen_bits_per_byte": score.frozen_bits / score.num_bytes,
+            "live_bits_per_byte": score.live_bits / score.num_bytes,
+            "saving": _describe_saving(score),
+            "created_at": score.created_at,
+        }
+        for score in scores
+    ]
+    return {"object": "saving", "model": branches.deployment} | totals | {"data": data, "has_more": has_more}
+
+
 @router.get("/branch/versions")
 def list_versions(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
     """Lists versions of this key's branch with their digests and examples, by number."""
     store = branches.store
     versions, has_more = listing.list_versions_of_branch(store, branches.open(key.id).branch, page)
-    descriptions = [{"version_description": journal.describe_version(store, version)} for version in versions]
-    data = [version._asdict() | text for version, text in zip(versions, descriptions, strict=True)]
+    data = [
+        version._asdict()
+        | {
+            "version_description": journal.describe_version(store, version),
+            "steps": [step._asdict() for step in partial_steps.steps_from_json(version.steps) or []] or None,
+        }
+        for version in versions
+    ]
     return {"object": "list", "data": data, "has_more": has_more}
 
 
@@ -200,6 +242,13 @@ def _describe_decision(branches: BranchManager, decision: LearningDecision) -> d
     except BadInput:  # a damaged page of the database has lost the version
         return decision._asdict() | {"version_description": "unknown"}
     return decision._asdict() | {"version_description": journal.describe_version(branches.store, version)}
+
+
+def _describe_saving(score: ScoredText | None) -> dict[str, float | None]:
+    """Returns the mean saving up to a text and its interval, whose ends are null as long as there are too few texts."""
+    saving = RatioEstimate(math.nan, math.nan, math.nan) if score is None else score.saving
+    numbers = {name: bound if math.isfinite(bound) else None for name, bound in saving._asdict().items()}
+    return numbers | {"confidence": 1 - text_scores.LEVEL}
 
 
 def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:

@@ -1,7 +1,8 @@
 """The acceptance test of online learning: new weights may not lose more than a limit on held-out training text.
 
 Weights become current only if their loss on held-out text exceeds the loss of the trained weights by at most
-`max_forgetting` nats per token. N windows of C context and 1 more token (C1).
+`max_forgetting` nats per token. The loss of single texts is measured here too. N windows of C context and 1 more token
+(C1); T tokens.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.lm.online import context_windows
 from ontogeny.lm.optimization import window_losses
 
 NUM_WINDOWS = 64  # of held-out text
@@ -43,6 +45,38 @@ def held_out_loss(
         parts.append(np.asarray(losses, np.float64))
         pause()
     return float(np.concatenate(parts).mean())
+
+
+def text_nats(
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    tokens: Int32[np.ndarray, "T"],
+    chunk_size: int,
+    pause: Pause = do_not_pause,
+) -> float:
+    """Returns the loss of all tokens of a text but the first, each chunk of them with a full context window before it.
+
+    Args:
+        config: The model's configuration.
+        weights: The weights that score the text; they stay the same.
+        tokens: [T], at least two.
+        chunk_size: Tokens that are scored with the same beginning of the context.
+        pause: Called after every `WINDOWS_PER_CALL` chunks.
+
+    Returns:
+        The sum, in nats.
+    """
+    starts, context_length = np.arange(0, len(tokens) - 1, chunk_size), config.context_length
+    total = 0.0
+    for first in range(0, len(starts), WINDOWS_PER_CALL):
+        call_starts = starts[first : first + WINDOWS_PER_CALL]
+        padded = np.concatenate([call_starts, np.repeat(starts[-1:], WINDOWS_PER_CALL - len(call_starts))])
+        windows, num_read = context_windows(tokens, padded, chunk_size, context_length, context_length)
+        losses = np.asarray(window_losses(config, "float32", weights, windows), np.float64)
+        for nats, size, start in zip(losses, num_read, call_starts, strict=False):  # without the padding
+            total += float(nats[size - min(chunk_size, len(tokens) - 1 - start) : size].sum())
+        pause()
+    return total
 
 
 def rejection_reason(loss: float, trained_loss: float, max_forgetting: float) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, text_scores
 from ontogeny.server.learning.journal import BranchVersion, TrainingExample
 from ontogeny.server.store import Store
 
@@ -158,6 +158,7 @@ def erase_example(store: Store, number: int, actor: str) -> None:
         if example is None or example.erased_at is not None:
             raise BadInput(f"there is no example {number}")
         store.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", time.time(), number)
+        text_scores.erase_score(store, number)
         query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
         for name in sorted({example.branch, *store.select_values(query, number)}):
             _remove_example(store, name, number, actor)

@@ -4,7 +4,8 @@ An example is on disk before it is acknowledged. An update is a function of the 
 Its result becomes current in one commit together with the position in the journal, so that no example is lost or
 learned twice. Snapshots are written to disk first and recorded in the database afterwards. Versions between snapshots
 are recomputed bit for bit, which their digests prove. New weights become current only if they pass the
-acceptance test; a rejection is recorded with its reason, and its weights and moments are dropped.
+acceptance test. A text is judged in pieces, and of each piece the largest share of its step that passes is learned
+(`partial_steps`); a rejection is recorded with its reason, and its weights and moments are dropped.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning import branch_changes, journal, partial_steps
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.branch_changes import ErasedSource
 from ontogeny.server.learning.config import BranchConfig
@@ -35,6 +36,7 @@ from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store
 
 NUM_LOADING_THREADS = 8
+WARM_UP_TEXT = "The learner compiles its programs with this text."
 log = logging.getLogger(__name__)
 
 
@@ -101,13 +103,22 @@ class BranchManager:
 
     def start(self) -> None:
         """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""
-        self.learner.learn(self.learner.init(), "warm", do_not_pause)
+        self._compile()
         self.finish_erasures()
         with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest
             for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
                 with contextlib.suppress(BranchUnavailable):  # it is logged, and the other branches can be used
                     self.loader.load(branch.branch)
         self.loop.start()
+
+    def _compile(self) -> None:
+        """Compiles what learning a text needs."""
+        initial = self.learner.init()
+        tokens = self.learner.encode(WARM_UP_TEXT)
+        self.learner.score(self.learner.trained_weights, tokens, do_not_pause)
+        learned = partial_steps.replay_text(self.learner, initial, WARM_UP_TEXT, None, do_not_pause)
+        for share in partial_steps.SHARES:
+            partial_steps.take_share(initial, learned, share)
 
     def interrupt(self) -> None:
         """Ends the computation of versions and of the current update, without waiting."""

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
-from ontogeny.server.learning import repeats
+from ontogeny.server.learning import repeats, text_scores
+from ontogeny.server.learning.text_scores import TextScore
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
@@ -72,6 +73,7 @@ class BranchVersion(NamedTuple):
     source_branch: str | None = None  # of a restored version: the version with the same weights, if it is known
     source_version: int | None = None
     root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
+    steps: str | None = None  # of `partial_steps`, as JSON; None if all of the example was learned as a whole
 
 
 class VersionRecipe(NamedTuple):
@@ -79,7 +81,7 @@ class VersionRecipe(NamedTuple):
 
     version: BranchVersion  # the current one of its branch
     base: BranchVersion  # a version whose weights are known: version 0, or one with a snapshot
-    texts: list[str]  # to learn after it, in order
+    texts: list[tuple[str, str | None]]  # to learn after it, in order, each with the `steps` of its version
 
 
 class LearningDecision(NamedTuple):
@@ -93,6 +95,7 @@ class LearningDecision(NamedTuple):
     held_out_loss: float | None
     reason: str
     created_at: float
+    share: float | None = None  # of the step of the example that was taken; 0 for a rejected one, None without a step
 
 
 def open_branch(
@@ -222,31 +225,38 @@ def read_recipe(store: Store, name: str, unusable: Collection[str] = ()) -> Vers
     """
     with store.read_transaction():
         version = get_version(store, name, get_branch(store, name).current_version)
-        base, numbers = find_base(store, version, unusable)
-        examples = [find_example(store, number) for number in numbers]
-    texts = [example.text for example in examples if example is not None and example.text is not None]
-    if len(texts) < len(numbers):
+        base, versions = find_base(store, version, unusable)
+        examples = [find_example(store, int(learned.example or 0)) for learned in versions]
+    texts = [
+        (example.text, learned.steps)
+        for example, learned in zip(examples, versions, strict=True)
+        if example is not None and example.text is not None
+    ]
+    if len(texts) < len(versions):
         raise BadInput(f"the journal lacks examples of version {version.number} of '{name}'")
     return VersionRecipe(version, base, texts)
 
 
-def find_base(store: Store, version: BranchVersion, unusable: Collection[str]) -> tuple[BranchVersion, list[int]]:
+def find_base(
+    store: Store, version: BranchVersion, unusable: Collection[str]
+) -> tuple[BranchVersion, list[BranchVersion]]:
     """Finds the nearest version from which the weights of a version can be computed.
 
     A restored version without a usable snapshot is computed like the version that was exported. Must be called in a
     transaction.
 
     Returns:
-        The version to begin with, which is version 0 or has a snapshot, and the examples to learn after it, in order.
+        The version to begin with, which is version 0 or has a snapshot, and the versions whose examples are to be
+        learned after it, in order.
 
     Raises:
         BadInput: A restored version has no usable snapshot, and the version that was exported is unknown or deleted.
     """
-    base, numbers = version, list[int]()
+    base, versions = version, list[BranchVersion]()
     while base.number and (base.snapshot is None or base.snapshot in unusable):
         source = find_source(store, base)
         if base.parent is not None and base.example is not None:
-            numbers.append(base.example)
+            versions.append(base)
             base = get_version(store, base.branch, base.parent)
         elif source is not None and not source.deleted:
             base = source
@@ -255,7 +265,7 @@ def find_base(store: Store, version: BranchVersion, unusable: Collection[str]) -
                 f"version {base.number} of '{base.branch}' was restored from an export, so it cannot be learned again, "
                 f"and its snapshot '{base.snapshot}' is absent or damaged"
             )
-    return base, numbers[::-1]
+    return base, versions[::-1]
 
 
 def find_source(store: Store, version: BranchVersion) -> BranchVersion | None:
@@ -278,9 +288,31 @@ def list_recent_decisions(store: Store, branch: str, max_decisions: int) -> list
 
 
 def commit_version(
-    store: Store, branch: Branch, example: int, digest: str, held_out_loss: float, weight_distance: float, reason: str
+    store: Store,
+    branch: Branch,
+    example: int,
+    digest: str,
+    held_out_loss: float,
+    weight_distance: float,
+    reason: str,
+    *,
+    share: float = 1.0,
+    steps: str | None = None,
+    score: TextScore | None = None,
 ) -> BranchVersion | None:
     """Makes a new version, learned from this example, the current one.
+
+    Args:
+        store: The database.
+        branch: The branch on which the update was based.
+        example: The number of the example.
+        digest: Of the weights and scratch of the version.
+        held_out_loss: Nats per token.
+        weight_distance: From the trained weights, relative to their norm.
+        reason: For the log of decisions.
+        share: The share of the step of the example that was taken.
+        steps: See `BranchVersion`.
+        score: The score of the example's text before it was learned.
 
     Returns:
         The version, or None (and nothing is changed) if the branch differs from `branch` by now.
@@ -290,20 +322,34 @@ def commit_version(
             return None
         parent = get_version(store, branch.branch, branch.current_version)
         number = next_version(store, branch.branch)
-        version = add_version(store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example)
+        version = add_version(
+            store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example, steps=steps
+        )
         query = "UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?"
         store.execute(query, number, example, branch.branch)
-        log_decision(store, branch.branch, "learned", example, number, held_out_loss, reason)
+        log_decision(store, branch.branch, "learned", example, number, held_out_loss, reason, share=share)
+        if score is not None:
+            text_scores.add_score(store, branch.branch, example, branch.current_version, score)
     return version
 
 
-def reject_example(store: Store, branch: Branch, example: int, held_out_loss: float | None, reason: str) -> bool:
+def reject_example(
+    store: Store,
+    branch: Branch,
+    example: int,
+    held_out_loss: float | None,
+    reason: str,
+    *,
+    score: TextScore | None = None,
+) -> bool:
     """Records that this example is not learned; returns False, and changes nothing, if the branch differs by now."""
     with store.transaction():
         if _find_branch(store, branch.branch) != branch:
             return False
         store.execute("UPDATE branches SET last_decided = ? WHERE branch = ?", example, branch.branch)
-        log_decision(store, branch.branch, "rejected", example, None, held_out_loss, reason)
+        log_decision(store, branch.branch, "rejected", example, None, held_out_loss, reason, share=0.0)
+        if score is not None:
+            text_scores.add_score(store, branch.branch, example, branch.current_version, score)
     return True
 
 
@@ -406,6 +452,7 @@ def add_version(
     example: int | None = None,
     snapshot: str | None = None,
     source: BranchVersion | None = None,
+    steps: str | None = None,
 ) -> BranchVersion:
     """Adds a version that was learned from its parent and one example, or that has neither."""
     first = example if parent is None or parent.first_example is None else parent.first_example
@@ -413,14 +460,16 @@ def add_version(
     version = BranchVersion(
         branch, number, parent_number, example, first, example, digest, held_out_loss, weight_distance, snapshot, False,
         time.time(), None if source is None else source.branch, None if source is None else source.number,
-        number if parent is None else parent.root_version,
+        number if parent is None else parent.root_version, steps,
     )  # fmt: skip
     store.insert("versions", version)
     return version
 
 
-def log_decision(store: Store, branch: str, kind: str, *outcome: int | float | str | None) -> None:
+def log_decision(
+    store: Store, branch: str, kind: str, *outcome: int | float | str | None, share: float | None = None
+) -> None:
     """Adds a decision; `outcome` is its example, version, held-out loss and reason."""
-    columns = "branch, kind, example, version, held_out_loss, reason, created_at"
-    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-    store.execute(query, branch, kind, *outcome, time.time())
+    columns = "branch, kind, example, version, held_out_loss, reason, created_at, share"
+    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    store.execute(query, branch, kind, *outcome, time.time(), share)

@@ -20,10 +20,11 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
+from ontogeny.lm.evaluation import token_bytes
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.runs.folder import library_versions
-from ontogeny.server.learning.acceptance import NUM_WINDOWS, Pause, do_not_pause, held_out_loss
+from ontogeny.server.learning.acceptance import NUM_WINDOWS, Pause, do_not_pause, held_out_loss, text_nats
 from ontogeny.types import Weights
 
 REHEARSAL_SEED = 0  # the windows depend on this seed and on the branch's number of steps
@@ -35,7 +36,11 @@ class BranchLearner(NamedTuple):
     trained_weights: TransformerWeights
     init: Callable[[], Weights]  # content and scratch of version 0
     full_weights: Callable[[Any], TransformerWeights]  # content -> the weights that answer requests
-    learn: Callable[[Weights, str, Pause], Weights]  # the same weights if the text is too short
+    encode: Callable[[str], np.ndarray]  # text -> tokens
+    chunk_size: int  # tokens of an update chunk
+    learn: Callable[[Weights, np.ndarray, range, Pause], Weights]  # the weights after these update chunks of a text
+    score: Callable[[TransformerWeights, np.ndarray, Pause], float]  # nats of all tokens of a text but the first
+    count_bytes: Callable[[np.ndarray], int]  # of all tokens of a text but the first
     held_out_loss: Callable[[TransformerWeights, Pause], float]  # nats per token
     trained_loss: float  # the held-out loss of the trained weights
     digest: str  # of everything that an update depends on
@@ -73,10 +78,9 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
         content, moments = learner.init(pretrained)
         return Weights(content, BranchScratch(moments, jnp.int32(0)))
 
-    def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
-        tokens = model.tokenizer.encode(text)  # without an end token in front, like the prompts of requests
-        for start in range(0, len(tokens) - 1, online_config.chunk_size):
-            key = (REHEARSAL_SEED, int(weights.scratch.num_steps))
+    def learn(weights: Weights, tokens: np.ndarray, chunks: range, pause: Pause = do_not_pause) -> Weights:
+        for number in chunks:
+            key, start = (REHEARSAL_SEED, int(weights.scratch.num_steps)), number * online_config.chunk_size
             chunk = online.read_chunk(tokens, start, online_config, config.context_length, texts.training, key)
             weights = jax.block_until_ready(_update(config, online_config, pretrained, weights, *chunk))
             pause()
@@ -85,11 +89,21 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
     def full_weights(content: Any) -> TransformerWeights:
         return add_adapters(pretrained, content) if online_config.adapter_rank else content
 
+    def score(weights: TransformerWeights, tokens: np.ndarray, pause: Pause = do_not_pause) -> float:
+        return text_nats(config, weights, tokens, online_config.chunk_size, pause)
+
+    def count_bytes(tokens: np.ndarray) -> int:
+        return int(token_bytes(model, tokens[1:]).sum())
+
     def loss(weights: TransformerWeights, pause: Pause = do_not_pause) -> float:
         return held_out_loss(config, weights, windows, pause)
 
+    encode = model.tokenizer.encode  # without an end token in front, like the prompts of requests
     digest = _digest(model, online_config, pretrained, (texts.training, windows))
-    return BranchLearner(model.weights, init, full_weights, learn, loss, loss(model.weights), digest)
+    return BranchLearner(
+        model.weights, init, full_weights, encode, online_config.chunk_size, learn, score, count_bytes, loss,
+        loss(model.weights), digest,
+    )  # fmt: skip
 
 
 def _digest(

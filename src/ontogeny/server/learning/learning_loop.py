@@ -12,16 +12,20 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import journal
-from ontogeny.server.learning.acceptance import rejection_reason
+from ontogeny.server.learning import journal, partial_steps, text_scores
+from ontogeny.server.learning.acceptance import Pause
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import Branch, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable, RetryState, VersionLoader, next_retry
+from ontogeny.server.learning.partial_steps import LearnedText
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.learning.text_scores import TextScore
 from ontogeny.server.store import Store
 
 POLL_INTERVAL = 0.5  # seconds between two looks at the journal
@@ -178,31 +182,57 @@ class LearningLoop:
                 raise UpdateOutdated
 
         try:
-            weights = self._learner.learn(before.weights, example.text or "", pause)
+            tokens = self._learner.encode(example.text or "")
+            if not partial_steps.count_chunks(self._learner, tokens):
+                raise BadInput("the text is too short to learn from")
+            score = self._score(before, example, tokens, pause)
+            learned = partial_steps.learn_text(
+                self._learner, before.weights, tokens, self._config.max_forgetting, learning=pause, testing=self._pause
+            )
         except UpdateOutdated:  # a long text that was erased holds up no other branch
             return
-        except BadInput as error:  # the tokenizer cannot encode the text
+        except BadInput as error:  # the tokenizer cannot encode the text, for example
             journal.reject_example(self._store, branch, number, None, str(error))
             return
-        if weights is before.weights:
-            reason = "the text is too short to learn from"
-            journal.reject_example(self._store, branch, number, before.version.held_out_loss, reason)
+        loss = learned.held_out_loss
+        if learned.full_weights is None:
+            recorded_loss = loss if math.isfinite(loss) else None
+            journal.reject_example(self._store, branch, number, recorded_loss, str(learned.reason), score=score)
             return
-        full_weights = self._learner.full_weights(weights.content)
-        loss, limit = self._learner.held_out_loss(full_weights, self._pause), self._config.max_forgetting
-        if (reason := rejection_reason(loss, self._learner.trained_loss, limit)) is not None:
-            journal.reject_example(self._store, branch, number, loss if math.isfinite(loss) else None, reason)
-            return
-        digest = trees.digest(weights)
+        self._commit(branch, before, number, learned, score)
+
+    def _commit(
+        self, branch: Branch, before: LoadedVersion, number: int, learned: LearnedText, score: TextScore | None
+    ) -> None:
+        """Makes the weights after an example current, unless the branch has changed since `branch` was read."""
+        assert learned.full_weights is not None
+        digest = trees.digest(learned.weights)
         self._pause()
-        distance = self._weight_distance(full_weights)
+        loss, distance = learned.held_out_loss, self._weight_distance(learned.full_weights)
         increase = loss - self._learner.trained_loss
-        reason = f"{increase:+.4f} nats per token on held-out text; the limit is {limit}"
+        reason = f"{increase:+.4f} nats per token on held-out text; the limit is {self._config.max_forgetting}"
+        if (description := partial_steps.describe_steps(learned.steps)) is not None:
+            reason = f"{reason}; {description}"
         with self._loader.branch_lock(branch.branch):  # so that no request computes the new version meanwhile
-            version = journal.commit_version(self._store, branch, number, digest, loss, distance, reason)
+            version = journal.commit_version(
+                self._store, branch, number, digest, loss, distance, reason,
+                share=partial_steps.mean_share(learned.steps), steps=partial_steps.steps_as_json(learned.steps),
+                score=score,
+            )  # fmt: skip
             if version is None:
                 return
-            after = LoadedVersion(version, weights, full_weights)
+            after = LoadedVersion(version, learned.weights, learned.full_weights)
             self._loader.replace(before, after)
         if version.number % self._config.snapshot_interval == 0:
             self._snapshots.save(after)
+
+    def _score(
+        self, before: LoadedVersion, example: TrainingExample, tokens: np.ndarray, pause: Pause
+    ) -> TextScore | None:
+        """Scores a text under the frozen and the live weights; None if it has a score from an earlier attempt."""
+        if text_scores.has_score(self._store, example.number):
+            return None
+        frozen = self._learner.score(self._learner.trained_weights, tokens, pause)
+        is_trained = not before.version.number
+        live = frozen if is_trained else self._learner.score(before.full_weights, tokens, pause)
+        return text_scores.make_score(self._learner.count_bytes(tokens), frozen, live)

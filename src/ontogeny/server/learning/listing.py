@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 from ontogeny.server.learning.journal import UNDECIDED, Branch, BranchVersion, TrainingExample, get_branch, get_version
+from ontogeny.server.learning.text_scores import ScoredText
 from ontogeny.server.store import Store
 
 MAX_PAGE_LENGTH = 1000
@@ -51,6 +52,8 @@ class ListedExample(NamedTuple):
         status: `waiting` to be learned; `learned` by the current version; `rejected` by the acceptance test; or
             `set_aside` by a rollback or a restored state that leaves it out.
         reason: That of the rejection.
+        share: The share of the example's step that was taken when it was learned; 0 for a rejected one, None for one
+            that waits.
     """
 
     number: int
@@ -62,12 +65,16 @@ class ListedExample(NamedTuple):
     created_at: float
     status: ExampleStatus
     reason: str | None
+    share: float | None
 
 
 class DecisionCount(NamedTuple):
     """The number of decisions about the branches of a deployment, up to one of them."""
 
     num_decisions: int = 0
+    num_learned: int = 0  # examples that were learned, in whole or in part
+    num_learned_in_part: int = 0
+    num_rejected: int = 0
     newest: int = 0  # the number of the last decision that is included
 
 
@@ -100,25 +107,35 @@ def num_pending_of_deployment(store: Store, deployment: str) -> int:
 def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> DecisionCount:
     """Counts the decisions about a deployment that were made since an earlier count."""
     query = (
-        "SELECT count(*), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
+        "SELECT count(*), total(kind = 'learned'), total(kind = 'learned' AND share < 1), total(kind = 'rejected'), "
+        "coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
         "WHERE decisions.number > ? AND deployment = ?"
     )
-    count, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
-    return DecisionCount(earlier.num_decisions + count, newest)
+    *counts, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
+    return DecisionCount(*(old + int(new) for old, new in zip(earlier, counts, strict=False)), newest=newest)
 
 
-def _find_outcome(store: Store, branch: Branch, example: TrainingExample) -> tuple[ExampleStatus, str | None]:
-    """The status of an example of a branch and the reason of a rejection; must be called in a transaction."""
+def list_scores(store: Store, branch: str, page: PageRequest) -> tuple[list[ScoredText], bool]:
+    """Returns scores of a branch in the order in which the learner reached the texts, and whether there are more."""
+    query = f"SELECT * FROM text_scores WHERE branch = ? AND {page.query}"
+    scores = store.select(ScoredText, query, branch, *page.parameters)
+    return scores[: page.limit], len(scores) > page.limit
+
+
+def _find_outcome(
+    store: Store, branch: Branch, example: TrainingExample
+) -> tuple[ExampleStatus, str | None, float | None]:
+    """The status of an example, the reason of a rejection, and the share of its step; needs a transaction."""
     if example.number > branch.last_decided and not example.deferred:
-        return "waiting", None
+        return "waiting", None, None
     query = (
-        "SELECT kind, reason FROM decisions WHERE example = ? AND kind IN ('learned', 'rejected') "
+        "SELECT kind, reason, share FROM decisions WHERE example = ? AND kind IN ('learned', 'rejected') "
         "ORDER BY number DESC LIMIT 1"
     )
-    kind, reason = next(iter(store.execute(query, example.number)), (None, None))
+    kind, reason, share = next(iter(store.execute(query, example.number)), (None, None, None))
     if kind == "rejected":
-        return "rejected", reason
+        return "rejected", reason, share
     root = get_version(store, branch.branch, branch.current_version).root_version
     query = "SELECT 1 FROM inherited_examples WHERE branch = ? AND version = ? AND example = ?"
     is_learned = not example.deferred or store.select_value(query, branch.branch, root, example.number) is not None
-    return "learned" if is_learned else "set_aside", None
+    return "learned" if is_learned else "set_aside", None, share

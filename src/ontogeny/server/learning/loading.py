@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.errors import ContractViolation, StorageUnavailable
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, partial_steps
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder, UnusableSnapshot
@@ -164,8 +164,9 @@ class VersionLoader:
                     unusable[str(base.snapshot)] = str(error)
                     if error.is_lost and base.parent is not None:
                         lost.append(base)
-        for text in texts:
-            weights = self._learner.learn(weights, text, self._check_running)
+        for text, steps in texts:
+            recorded = partial_steps.steps_from_json(steps)
+            weights = partial_steps.replay_text(self._learner, weights, text, recorded, self._check_running)
         if version.number and trees.digest(weights) != version.digest:
             raise ContractViolation(f"version {version.number} was computed to other bits than {version.digest[:16]}")
         is_trained = not version.number  # no second copy of the weights in memory

@@ -105,8 +105,8 @@ def _is_computable(store: Store, version: BranchVersion, unusable: set[str]) -> 
     """Whether a version can be computed without these snapshots."""
     try:
         with store.read_transaction():
-            _, numbers = journal.find_base(store, version, unusable)
-            examples = [journal.find_example(store, number) for number in numbers]
+            _, versions = journal.find_base(store, version, unusable)
+            examples = [journal.find_example(store, int(learned.example or 0)) for learned in versions]
     except BadInput:
         return False
     return all(example is not None and example.text is not None for example in examples)
