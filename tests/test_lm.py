@@ -23,7 +23,7 @@ import ontogeny
 import texts
 from ontogeny import rollouts, steering, trees
 from ontogeny.agents import language_model
-from ontogeny.content import transformer
+from ontogeny.content import transformer, transformer_block
 from ontogeny.engine import generate as generation
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import GenerationRequest, TokenOutput
@@ -305,7 +305,113 @@ def test_a_folder_of_another_model_is_fine_tuned(call_cli, tmp_path, text_file, 
     assert code == 2 and "--num-layers cannot be set" in error
 
 
-def test_a_finished_run_is_lengthened(run, model, text_file, tmp_path):
+def test_adapters_are_trained_in_place_of_the_weights(call_cli, tmp_path, text_file, monkeypatch):
+    """A stopped run resumes to bitwise equal weights: those of the folder plus the products of the adapters."""
+    folder = Path(__file__).parent / "golden" / "qwen3"
+    base = models.load(folder)
+    settings = {"num_steps": 20, "context_length": 16, "batch_size": 4, "adapter_rank": 2, "dropout": 0.1}
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    monkeypatch.chdir(tmp_path)
+    code, _, error = call_cli("lm", "train", str(text_file), "--from", str(folder), *options, "--out", "run")
+    assert code == 0 and "adapters of" in error and "dropout 0.1" in error, error
+    tuned = models.load(Path("run"))
+
+    def interrupt(state):
+        if state.step == 10:
+            raise InterruptedTraining
+
+    with pytest.raises(InterruptedTraining):
+        train(settings, [text_file], "stopped", initial=base, on_progress=interrupt, checkpoint_interval=0)
+    halfway = models.load(Path("stopped"), allow_unfinished=True).weights
+    train(settings, [text_file], "stopped", initial=base)
+    assert trees.bitwise_equal(models.load(Path("stopped")).weights, tuned.weights)
+    for before, between, after in zip(base.weights.blocks, halfway.blocks, tuned.weights.blocks, strict=True):
+        change = after.up.weight - before.up.weight
+        assert np.linalg.matrix_rank(change, 1e-4) == 2 and not np.array_equal(between.up.weight, after.up.weight)
+        assert np.array_equal(after.norm_1.scale, before.norm_1.scale)
+    assert np.array_equal(tuned.weights.embedding, base.weights.embedding)
+    code, _, error = call_cli("lm", "export", "run", "--out", "exported")
+    assert code == 0 and trees.bitwise_equal(models.load(Path("exported")).weights, tuned.weights), error
+    for arguments, message in (
+        (["--from", str(folder), "--optimizer", "muon"], "adapters are trained by adamw"),
+        ([], "--adapter-rank requires --from"),
+    ):
+        code, _, error = call_cli("lm", "train", str(text_file), "--adapter-rank", "2", *arguments, "--out", "none")
+        assert code == 2 and message in error and not Path("none").exists()
+
+
+def test_dropout_is_off_in_evaluation_and_has_the_same_bits_after_a_resumption(run, text_file, tmp_path):
+    config = change(num_steps=20, dropout=0.3)
+    trained = train(config, [text_file], tmp_path / "run")
+
+    def interrupt(_):
+        raise InterruptedTraining
+
+    with pytest.raises(InterruptedTraining):
+        train(config, [text_file], tmp_path / "stopped", on_progress=interrupt, checkpoint_interval=0)
+    train(config, [text_file], tmp_path / "stopped")
+    assert trees.bitwise_equal(models.load(trained).weights, models.load(tmp_path / "stopped").weights)
+    assert read_losses(trained)[0] != read_losses(run)[0]
+    model, texts_of_run = models.load(trained), corpus.load_corpus(trained)
+    windows = jnp.asarray(corpus.spaced_windows(texts_of_run.held_out, 16, 256))
+    held_out = read_records(trained / "records.jsonl")[-1]["held_out_loss"]
+    assert np.isclose(transformer.token_losses(model.config, model.weights, windows).mean(), held_out, rtol=1e-4)
+
+
+def test_dropout_sets_its_share_to_zero_and_keeps_the_mean():
+    inputs, keys = jnp.ones((64, 100)), jax.random.split(jax.random.key(0), 64)
+    dropped = transformer_block.Dropout(0.25, keys).apply(inputs)
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)} and abs(dropped.mean() - 1) < 0.02
+    remaining = transformer_block.Dropout(0.25, keys[1:]).apply(inputs[1:])
+    assert np.array_equal(remaining, dropped[1:])  # the zeros of a sequence do not depend on the others
+    assert not np.array_equal(transformer_block.Dropout(0.25, keys).fold(1).apply(inputs), dropped)
+
+
+def test_a_finished_run_is_lengthened_in_place(run, text_file, tmp_path, call_cli):
+    """Killed, it resumes to bitwise equal weights; until it ends, or where it is refused, the finished run stays."""
+    folders = [Path(shutil.copytree(run, tmp_path / name)) for name in ("straight", "killed")]
+    first = models.load(run)
+
+    def interrupt(state):
+        if state.step == 60:
+            raise InterruptedTraining
+
+    arguments = change(num_steps=70), [text_file]
+    with pytest.raises(InterruptedTraining):
+        train(*arguments, folders[1], lengthen=True, on_progress=interrupt, checkpoint_interval=0)
+    assert trees.bitwise_equal(models.load(folders[1]).weights, first.weights)
+    with pytest.raises(BadInput, match="is being lengthened to 70 steps; finish this first"):
+        train(change(num_steps=80), [text_file], folders[1], lengthen=True)
+    command = ("lm", "train", str(text_file), *OPTIONS, "--num-steps")
+    for folder in folders:
+        code, output, error = call_cli(*command, "70", "--lengthen", "--out", str(folder))
+        assert code == 0 and "after 70 steps" in output, error
+    assert "is resumed after step 60 of 70" in error
+    longer = models.load(folders[0])
+    assert trees.bitwise_equal(longer.weights, models.load(folders[1]).weights)
+    assert not trees.bitwise_equal(longer.weights, first.weights)
+    assert (folders[0] / "records.jsonl").read_bytes() == (folders[1] / "records.jsonl").read_bytes()
+    assert (folders[0] / "records.jsonl").read_bytes().startswith((run / "records.jsonl").read_bytes())
+    assert [record["step"] for record in read_records(folders[0] / "records.jsonl") if "loss" in record] == [
+        *range(1, 71)
+    ]
+    assert (
+        "after step 40 to 70 steps" in render_page(folders[0]) and len([*folders[0].glob("weights*.safetensors")]) == 1
+    )
+    for steps, options, message in (
+        ("70", ["--lengthen"], "has 70 steps; --lengthen requires a larger --num-steps"),
+        ("90", [], "--lengthen continues it"),
+        ("90", ["--lengthen", "--seed", "1"], "holds a run of another spec (seed differs)"),
+    ):
+        code, _, error = call_cli(*command, steps, *options, "--out", str(folders[0]))
+        assert code == 2 and message in error and is_one_sentence(error)
+    assert trees.bitwise_equal(models.load(folders[0]).weights, longer.weights)
+    code, _, error = call_cli(*command, "90", "--lengthen", "--out", str(tmp_path / "absent"))
+    assert code == 2 and "holds no training that --lengthen could continue" in error
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_finished_run_is_lengthened_in_a_new_folder(run, model, text_file, tmp_path):
     longer = train({"num_steps": 30, "learning_rate": 3e-3, "batch_size": 4}, [text_file], tmp_path, initial=model)
     held_out = [corpus.load_corpus(folder).held_out for folder in (run, longer)]
     assert np.array_equal(*held_out)
@@ -383,12 +489,15 @@ def test_other_optimizers_and_architectures_learn(text_file, tmp_path, settings)
 def test_accumulated_gradients_are_those_of_one_batch():
     config = transformer.make_config("gpt2", 20, 8, num_layers=1, num_heads=1, width=8)
     plain, accumulating = (
-        OptimizerConfig(num_steps=5, batch_size=size, gradient_accumulation=count) for size, count in ((4, 1), (2, 2))
+        OptimizerConfig(num_steps=5, batch_size=size, gradient_accumulation=count, dropout=0.2)
+        for size, count in ((4, 1), (2, 2))
     )
     tokens = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, 20)
+    keys = jax.random.split(jax.random.key(2), (1, 4))
     weights = optimization.init_training(jax.random.key(1), config, plain)
-    _, info = jax.jit(optimization.make_train_step(config, plain))(weights, tokens)
-    _, accumulated = jax.jit(optimization.make_train_step(config, accumulating))(weights, tokens.reshape(2, 2, 9))
+    _, info = jax.jit(optimization.make_train_step(config, plain))(weights, (tokens, keys))
+    batches = tokens.reshape(2, 2, 9), keys.reshape(2, 2)
+    _, accumulated = jax.jit(optimization.make_train_step(config, accumulating))(weights, batches)
     np.testing.assert_allclose(info["loss"], accumulated["loss"], rtol=1e-5)
     np.testing.assert_allclose(info["gradient_norm"], accumulated["gradient_norm"], rtol=1e-4)
 
@@ -396,7 +505,8 @@ def test_accumulated_gradients_are_those_of_one_batch():
 @pytest.mark.parametrize("gradient_accumulation", [1, 2])
 def test_a_batch_sharded_over_devices_gives_the_same_step(gradient_accumulation):
     config = transformer.make_config("gpt2", 16, 8, num_layers=1, num_heads=2, width=8)
-    optimizer = OptimizerConfig(num_steps=3, batch_size=4, gradient_accumulation=gradient_accumulation)
+    optimizer = OptimizerConfig(num_steps=3, batch_size=4, gradient_accumulation=gradient_accumulation, dropout=0.1)
+    keys = optimization.sample_dropout_keys(optimizer, jax.random.key(1), 0, 3)
     tokens = np.random.default_rng(0).integers(0, 16, (3, gradient_accumulation, 4, 9)).astype(np.int32)
     results = [
         optimization.take_steps(
@@ -404,6 +514,7 @@ def test_a_batch_sharded_over_devices_gives_the_same_step(gradient_accumulation)
             optimizer,
             optimization.init_training(jax.random.key(0), config, optimizer),
             tokens,
+            keys=keys,
             num_shards=num_shards,
         )
         for num_shards in (1, 2)

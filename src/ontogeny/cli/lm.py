@@ -44,6 +44,9 @@ def train(
             "tokenizer instead of random weights.",
         ),
     ] = None,
+    lengthen: Annotated[
+        bool, typer.Option("--lengthen", help="Continue the finished run in --out to a larger --num-steps.")
+    ] = False,
     sample_prompt: Annotated[
         str | None, typer.Option(help="Print a continuation of this text each time the held-out text is scored.")
     ] = None,
@@ -69,6 +72,7 @@ def train(
             files,
             out,
             initial=None if from_folder is None else _load(from_folder),
+            lengthen=lengthen,
             on_progress=display.on_progress,
             on_start=display.on_start,
             on_evaluation=display.on_evaluation,
@@ -98,12 +102,17 @@ class _TrainDisplay:
         """Print the settings and whether the run is resumed; only from now on the rate counts."""
         self._reading.close()
         model, optimizer = start.model, start.optimizer
+        trained = (
+            "" if start.num_trained == start.num_parameters else f" (adapters of {start.num_trained:,} are trained)"
+        )
+        dropout = f", dropout {optimizer.dropout:g}" if optimizer.dropout else ""
         shared.print_note(
-            f"{pluralize(start.num_parameters, 'parameter')}, {pluralize(model.num_layers, 'layer')}, "
+            f"{pluralize(start.num_parameters, 'parameter')}{trained}, {pluralize(model.num_layers, 'layer')}, "
             f"{pluralize(model.num_heads, 'head')}, width {model.width}, context {model.context_length}, vocabulary "
             f"{model.vocab_size}; batch size {optimizer.batch_size}, {optimizer.optimizer}, learning rate "
-            f"{optimizer.learning_rate:g}, {pluralize(start.num_steps, 'step')}; {start.num_tokens[0]:,} training "
-            f"tokens, {start.num_tokens[1]:,} held-out tokens, read in {time.perf_counter() - self._created_at:.1f} s"
+            f"{optimizer.learning_rate:g}{dropout}, {pluralize(start.num_steps, 'step')}; {start.num_tokens[0]:,} "
+            f"training tokens, {start.num_tokens[1]:,} held-out tokens, "
+            f"read in {time.perf_counter() - self._created_at:.1f} s"
         )
         if start.overlap:
             shared.print_note(

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int32, Integer
 
 from ontogeny.content import transformer_block
 from ontogeny.content.optimizers import apply_gradient, build_optimizer
-from ontogeny.content.transformer_block import BlockConfig, BlockWeights, Linear, Norm, RopeScaling
+from ontogeny.content.transformer_block import NO_DROPOUT, BlockConfig, BlockWeights, Dropout, Linear, Norm, RopeScaling
 from ontogeny.errors import BadInput, require_at_least, require_one_of
 from ontogeny.types import Key, Weights, WorldModel
 
@@ -317,20 +317,24 @@ def forward(
 
 
 def _run_blocks(
-    config: TransformerConfig, weights: TransformerWeights, tokens: Array, compute_dtype: DTypeLike
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    tokens: Array,
+    compute_dtype: DTypeLike,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B T W"]:
-    """The residual stream of whole sequences after the last block; arguments as in `forward`."""
+    """The residual stream of whole sequences after the last block; arguments as in `token_losses`."""
     T = tokens.shape[1]
     if config.context_length < T:
         raise BadInput(f"{T} tokens are more than the model's context of {config.context_length}")
     positions = jnp.arange(T, dtype=jnp.int32)[None]
-    stream = _embed(weights, tokens, positions, compute_dtype)
+    stream = dropout.fold(0).apply(_embed(weights, tokens, positions, compute_dtype))
     for layer, block in enumerate(weights.blocks):
-        settings = config.block(layer)
+        settings, layer_dropout = config.block(layer), dropout.fold(layer + 1)
         queries, keys, values = transformer_block.project_qkv(settings, block, stream, positions)
         mask = visibility(positions, positions[0], config.window(layer))
-        attended = transformer_block.attend(queries, keys, values, mask)
-        stream = transformer_block.finish_block(settings, block, stream, attended)
+        attended = transformer_block.attend(queries, keys, values, mask, dropout=layer_dropout.fold(2))
+        stream = transformer_block.finish_block(settings, block, stream, attended, layer_dropout)
     return stream
 
 
@@ -339,10 +343,20 @@ def token_losses(
     weights: TransformerWeights,
     tokens: Integer[Array, "B T"],
     compute_dtype: DTypeLike = jnp.float32,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B T-1"]:
-    """Computes the negative log-probability, in nats, of each token but the first; arguments as in `forward`."""
-    logits = forward(config, weights, tokens[:, :-1], compute_dtype)
-    target_logits = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    """Computes the negative log-probability, in nats, of each token but the first; arguments as in `forward`.
+
+    Args:
+        dropout: For training.
+    """
+    stream = _run_blocks(config, weights, tokens[:, :-1], compute_dtype, dropout)
+    return _target_losses(_project_logits(config, weights, stream), tokens[:, 1:])
+
+
+def _target_losses(logits: Array, targets: Array) -> Array:
+    """The negative log-probabilities [...] of targets [...] under logits [..., V]."""
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
 
@@ -368,9 +382,7 @@ def last_token_losses(
     streams = jnp.pad(stream.reshape(num_tokens, -1), ((0, padding), (0, 0))).reshape(num_parts, part_size, -1)
 
     def losses(part: tuple[Array, Array]) -> Array:
-        logits = _project_logits(config, weights, part[0])
-        target_logits = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - target_logits
+        return _target_losses(_project_logits(config, weights, part[0]), part[1])
 
     parts = jnp.pad(targets.reshape(-1), (0, padding)).reshape(num_parts, part_size)
     return jax.lax.map(losses, (streams, parts)).reshape(-1)[:num_tokens].reshape(targets.shape)

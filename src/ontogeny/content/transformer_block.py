@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32, Key
 
 NORMS = ("layer", "rms")
 ROPE_SCALINGS = ("linear", "llama3")
@@ -81,6 +81,34 @@ class BlockConfig(NamedTuple):
     num_kv_heads: int | None = None  # heads of keys and values; None for as many as of queries
 
 
+class Dropout(NamedTuple):
+    """Random zeros in training (Srivastava et al. 2014), at the places of GPT-2; the default drops nothing.
+
+    Attributes:
+        rate: Share of the numbers that become zero, below 1; the others are divided by 1 - `rate`.
+        keys: One random key per sequence, so that a sequence has the same zeros in every batch.
+    """
+
+    rate: float = 0.0
+    keys: Key[Array, "B"] | None = None
+
+    def fold(self, number: int) -> "Dropout":
+        """Returns the dropout of one place, or of one layer, whose zeros are independent of those of other numbers."""
+        if self.keys is None:
+            return self
+        return Dropout(self.rate, jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
+
+    def apply(self, inputs: Float[Array, "B *rest"]) -> Float[Array, "B *rest"]:
+        """Returns the inputs with random zeros."""
+        if self.keys is None:
+            return inputs
+        is_retained = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, inputs.shape[1:]))(self.keys)
+        return jnp.where(is_retained, inputs / (1 - self.rate), 0).astype(inputs.dtype)
+
+
+NO_DROPOUT = Dropout()
+
+
 def project_qkv(
     config: BlockConfig, block: BlockWeights, stream: Float[Array, "B T W"], positions: Int32[Array, "_ T"]
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B G T D"], Float[Array, "B G T D"]]:
@@ -116,6 +144,7 @@ def attend(
     values: Float[Array, "B G S D"],
     mask: Bool[Array, "_ T S"] | None,
     score_bias: Float[Array, "*#B H T S"] | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B T H*D"]:
     """Computes scaled dot-product attention.
 
@@ -126,6 +155,7 @@ def attend(
         mask: True where a token may attend to another; None where it may attend to all, or where `score_bias` is
             `MASKED_SCORE` for those that it may not attend to, which is faster to differentiate.
         score_bias: Added to the scaled scores, such as a bias for the distance between two tokens.
+        dropout: Of the attention weights.
 
     Returns:
         The values that each token attends to, averaged by head and joined.
@@ -140,13 +170,17 @@ def attend(
         scores = scores + score_bias
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
-    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(B, G, H // G * T, S)
+    shares = dropout.apply(jax.nn.softmax(scores, axis=-1).astype(values.dtype)).reshape(B, G, H // G * T, S)
     attended = jnp.einsum("bgts,bgsd->bgtd", shares, values).reshape(B, H, T, D)
     return attended.swapaxes(1, 2).reshape(B, T, H * D)
 
 
 def finish_block(
-    config: BlockConfig, block: BlockWeights, stream: Float[Array, "B T W"], attended: Float[Array, "B T _"]
+    config: BlockConfig,
+    block: BlockWeights,
+    stream: Float[Array, "B T W"],
+    attended: Float[Array, "B T _"],
+    dropout: Dropout = NO_DROPOUT,
 ) -> Float[Array, "B T W"]:
     """Adds attention and the feed-forward network to the residual stream.
 
@@ -154,11 +188,12 @@ def finish_block(
         config: Settings of the block.
         stream: Residual stream before the block.
         attended: The output of `attend`.
+        dropout: Of both additions to the residual stream.
 
     Returns:
         The residual stream after the block.
     """
-    stream = stream + apply_linear(block.out_proj, attended)
+    stream = stream + dropout.fold(0).apply(apply_linear(block.out_proj, attended))
     hidden = apply_linear(block.up, normalize(config, block.norm_2, stream))
     if config.activation == "swiglu":
         gate, value = jnp.split(hidden, 2, axis=-1)
@@ -169,7 +204,7 @@ def finish_block(
         hidden = jax.nn.relu(hidden)
     else:
         hidden = jax.nn.gelu(hidden, approximate=config.activation == "gelu")
-    return stream + apply_linear(block.down, hidden)
+    return stream + dropout.fold(1).apply(apply_linear(block.down, hidden))
 
 
 def apply_linear(linear: Linear, inputs: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:

@@ -37,6 +37,10 @@ class TrainConfig(FrozenModel):
         decay_schedule: Schedule by which the learning rate falls to a tenth: cosine or linear.
         weight_decay: Weight decay of matrices.
         max_gradient_norm: Norm to which larger gradients are scaled down.
+        dropout: Share of the embeddings, attention weights and additions to the residual stream that is set to zero in
+            training.
+        adapter_rank: Rank of the adapters that are trained in place of the weights; requires --from (default: 0, all
+            weights are trained).
         precision: Type of matrix products: float32, bfloat16, or auto (bfloat16 on an accelerator, float32 on a CPU).
         seed: Seed of the initial weights, of the batches and of a split by document.
     """
@@ -61,6 +65,8 @@ class TrainConfig(FrozenModel):
     max_gradient_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     decay_schedule: Literal["cosine", "linear"] = "cosine"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    adapter_rank: int = Field(default=0, ge=0, le=MAX_COUNT)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Seed = 0
 

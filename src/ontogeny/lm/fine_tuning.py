@@ -1,7 +1,8 @@
 """Fine-tuning: a training that begins with the weights of another model instead of random ones.
 
-The model keeps its architecture, shape and tokenizer; its context may become shorter. All weights are trained, in
-float32. The run folder receives a copy of the initial weights, so that it needs the other folder only once.
+The model keeps its architecture, shape and tokenizer; its context may become shorter. All weights are trained, or
+adapters of the matrices of the blocks, in float32. The run folder receives a copy of the initial weights, so that it
+needs the other folder only once. Its final weights contain the products of the adapters.
 """
 
 from pathlib import Path
@@ -11,19 +12,19 @@ import jax
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
-from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.model import INITIAL, LanguageModel
 from ontogeny.lm.tokenizer import BPETokenizer, SpecialTokens
 from ontogeny.runs import checkpoint
 from ontogeny.runs.files import write_bytes
 
-INITIAL = "initial"  # the name of the initial weights in the folder of a run
 FIXED_SETTINGS = ("size", "architecture", "tokenizer", "vocab_size", "num_layers", "num_heads", "num_kv_heads", "width")
 MAX_CONTEXT_LENGTH = 1024  # by default; attention needs memory that grows with its square
-BATCH_SIZE, LEARNING_RATE = 4, 1e-4  # defaults; a tenth of that of a training from random weights
+BATCH_SIZE = 4  # by default
+LEARNING_RATE, ADAPTER_LEARNING_RATE = 1e-4, 1e-3  # by default, of all weights and of adapters
 MAX_EPOCHS = 3
 
 
@@ -36,10 +37,13 @@ def complete_config(config: TrainConfig, base: LanguageModel) -> TrainConfig:
     for name in FIXED_SETTINGS:
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             raise BadInput(f"with --from the model has its own {name}, so --{name.replace('_', '-')} cannot be set")
+    if config.adapter_rank and config.optimizer != "adamw":
+        raise BadInput(f"adapters are trained by adamw, so --optimizer {config.optimizer} cannot be set")
     context_length = config.context_length or min(base.config.context_length, MAX_CONTEXT_LENGTH)
     if context_length > base.config.context_length:
         raise BadInput(f"a context of {context_length} is longer than that of the model, {base.config.context_length}")
-    defaults = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    learning_rate = ADAPTER_LEARNING_RATE if config.adapter_rank else LEARNING_RATE
+    defaults = {"batch_size": BATCH_SIZE, "learning_rate": learning_rate}
     missing = {name: default for name, default in defaults.items() if getattr(config, name) is None}
     shape = {name: getattr(base.config, name) for name in ("num_layers", "num_heads", "num_kv_heads", "width")}
     limits = {"tokenizer": base.tokenizer.kind, "vocab_size": base.config.vocab_size, "context_length": context_length}
@@ -67,11 +71,6 @@ def write_base(folder: Path, base: LanguageModel, context_length: int) -> tuple[
         names = base.tokenizer.start_name, base.tokenizer.end_name, tuple(sorted(base.tokenizer.end_tokens))
         details["special_tokens"] = SpecialTokens(*names)._asdict()
     return base.config._replace(context_length=context_length), details
-
-
-def read_base(folder: Path, template: TransformerWeights) -> TransformerWeights | None:
-    """The initial weights of a run; None where they are random."""
-    return checkpoint.load(folder, INITIAL, template) if checkpoint.exists(folder, INITIAL) else None
 
 
 def count_steps(num_tokens: int, tokens_per_step: int) -> int:

@@ -5,26 +5,25 @@ The folder of a run holds `spec.json`, `tokenizer.json`, the tokens of its corpu
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, config_from_settings, init_weights
 from ontogeny.errors import BadInput
-from ontogeny.lm import hugging_face, optimization
+from ontogeny.lm import hugging_face, lengthening, optimization
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.chat_template import ChatTemplate, read_chat_template
-from ontogeny.lm.optimization import OptimizerConfig
+from ontogeny.lm.lengthening import WEIGHTS
 from ontogeny.lm.tokenizer import SpecialTokens, Tokenizer
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import RunDescription, read_spec
 from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
 from ontogeny.runs.kinds import require_kind
 from ontogeny.runs.recorder import CHECKPOINT_NAME
-from ontogeny.validation import validate
 
-WEIGHTS, BEST = "weights", "best"  # names of the last weights of a run and of those of the lowest held-out loss
+BEST, INITIAL = "best", "initial"  # names of the weights of the lowest held-out loss, and of the first of a fine-tuning
 HUGGING_FACE_FOLDER = "Hugging Face folder"  # the name in `run_kinds`, which imports this module
 
 
@@ -89,7 +88,7 @@ def read_checkpoint_step(folder: Path) -> tuple[int, int] | None:
     if not checkpoint.exists(folder, CHECKPOINT_NAME):
         return None
     step = checkpoint.read_metadata(folder, CHECKPOINT_NAME)["progress"]["step"]
-    return step, read_description(folder).details["optimization"]["num_steps"]
+    return step, lengthening.read_optimization(folder, read_description(folder)).num_steps
 
 
 def _load_weights(folder: Path, config: TransformerConfig, best: bool) -> TransformerWeights:
@@ -100,11 +99,17 @@ def _load_weights(folder: Path, config: TransformerConfig, best: bool) -> Transf
         return checkpoint.load(folder, BEST if best else WEIGHTS, make_template(config))
     if not checkpoint.exists(folder, CHECKPOINT_NAME):
         raise BadInput(f"the run in '{folder}' has no checkpoint yet; rerun its command to resume it")
-    optimizer = validate(OptimizerConfig, read_description(folder).details["optimization"], "optimization")
-    shapes = jax.eval_shape(lambda: optimization.init_training(jax.random.key(0), config, optimizer))
+    optimizer = lengthening.read_optimization(folder, read_description(folder))
+    base = read_base(folder, config) if optimizer.adapter_rank else None
+    shapes = jax.eval_shape(lambda: optimization.init_training(jax.random.key(0), config, optimizer, base))
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    content: Any = checkpoint.load(folder, CHECKPOINT_NAME, template).content
-    return content
+    content = checkpoint.load(folder, CHECKPOINT_NAME, template).content
+    return optimization.full_weights(optimizer, base, content)
+
+
+def read_base(folder: Path, config: TransformerConfig) -> TransformerWeights | None:
+    """Read the weights with which a fine-tuning began; None where they were random."""
+    return checkpoint.load(folder, INITIAL, make_template(config)) if checkpoint.exists(folder, INITIAL) else None
 
 
 def make_template(config: TransformerConfig) -> TransformerWeights:

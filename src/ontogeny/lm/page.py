@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ontogeny.lm import corpus, optimization, training
+from ontogeny.lm import corpus, lengthening, optimization, training
 from ontogeny.lm import model as models
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.report import charts, page
@@ -20,7 +20,6 @@ from ontogeny.runs.files import read_json, write_bytes
 from ontogeny.runs.folder import RunDescription
 from ontogeny.runs.formats import RECORDS_FILE
 from ontogeny.runs.records import read_records, read_timings
-from ontogeny.validation import validate
 
 PAGE_FILE = "report.html"
 MAX_POINTS = 300  # of a line; more cannot be distinguished
@@ -49,7 +48,12 @@ def render_page(folder: Path) -> str:
     seconds = [timing["seconds"] for timing in read_timings(folder)]
     opening = page.render(__package__ or "", "training.html.j2", chart=_draw_losses(losses, held_out) if losses else "")
     bytes_per_token = metadata["num_bytes"]["held_out"] / metadata["num_tokens"]["held_out"]
-    rows = _summarize_losses(losses, held_out, bytes_per_token) + _describe(description, metadata, losses, seconds)
+    stages, config = lengthening.read_stages(folder), lengthening.read_optimization(folder, description)
+    rows = _summarize_losses(losses, held_out, bytes_per_token)
+    rows += _describe(description, config, metadata, losses, seconds)
+    if stages:
+        steps = ", ".join(f"after step {stage['first_step']:,} to {stage['num_steps']:,} steps" for stage in stages)
+        rows.append(("lengthened", steps))
     summary = page.Section("run", "The run", page.table("Model, training and text", ("", "value"), rows))
     names = ", ".join(file["name"] for file in description.spec["files"])
     return page.document(f"A language model trained on {names}", opening, [summary], "language-model run")
@@ -68,14 +72,18 @@ def _summarize_losses(losses: LossCurve, held_out: LossCurve, bytes_per_token: f
 
 
 def _describe(
-    description: RunDescription, metadata: Mapping[str, Any], losses: LossCurve, seconds: Sequence[float]
+    description: RunDescription,
+    config: OptimizerConfig,
+    metadata: Mapping[str, Any],
+    losses: LossCurve,
+    seconds: Sequence[float],
 ) -> list[tuple[str, str]]:
     """The rows of the table of model, training and text."""
-    spec, model, optimizer = description.spec, description.details["model"], description.details["optimization"]
+    spec, model, optimizer = description.spec, description.details["model"], config.model_dump()
     tokens_per_step = optimizer["batch_size"] * optimizer["gradient_accumulation"] * model["context_length"]
     num_steps = losses[-1][0] if losses else 0
     architecture = "fine-tuned" if "initial" in spec else spec["architecture"]
-    schedule = optimization.make_schedule(validate(OptimizerConfig, optimizer, "optimization"))
+    schedule = optimization.make_schedule(config)
 
     def size(part: str) -> str:
         return f"{metadata['num_tokens'][part]:,} tokens, {metadata['num_bytes'][part]:,} bytes"

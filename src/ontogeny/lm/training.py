@@ -19,7 +19,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, make_config
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, fine_tuning, optimization, sizes
+from ontogeny.lm import corpus, fine_tuning, lengthening, optimization, sizes
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
@@ -64,6 +64,7 @@ class TrainStart(NamedTuple):
 
     Attributes:
         step: Steps that were taken before; more than 0 where the run is resumed.
+        num_trained: Parameters that the training changes, those of adapters or all.
         num_tokens: Of the training and of the held-out text.
         overlap: The share of the 13-grams of words of held-out files that the training files contain; 0 where it is at
             most `evaluation.MAX_OVERLAP`, and of a split by tails, whose files are in both parts.
@@ -72,6 +73,7 @@ class TrainStart(NamedTuple):
     step: int
     num_steps: int
     num_parameters: int
+    num_trained: int
     num_tokens: tuple[int, int]
     model: TransformerConfig
     optimizer: OptimizerConfig
@@ -104,6 +106,7 @@ def train(
     out: Path | str,
     *,
     initial: LanguageModel | None = None,
+    lengthen: bool = False,
     on_progress: OnTrainProgress | None = None,
     on_start: OnTrainStart | None = None,
     on_evaluation: OnTrainEvaluation | None = None,
@@ -119,6 +122,7 @@ def train(
         out: The folder of the run; it is created where it is absent.
         initial: A model whose weights, shape and tokenizer the training begins with; by default the weights are random
             and the tokenizer is trained.
+        lengthen: Whether a finished run of this config, apart from the number of steps, is continued to a larger one.
         on_progress: See `TrainCallbacks`, as for the next two.
         on_start: Called before the first step.
         on_evaluation: Called when the held-out text has been scored.
@@ -129,18 +133,23 @@ def train(
 
     Raises:
         BadInput: A setting is out of its range, a file cannot be used, or the folder holds a finished run, another run
-            or anything else; such a folder stays untouched.
+            or anything else, or no finished run to lengthen; such a folder stays untouched.
     """
     out = Path(out)
     if not checkpoint_interval >= 0:
         raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
     config = _complete(validate(TrainConfig, dict(config), "lm train"), initial)
+    num_requested_steps = config.num_steps or 0
     texts = corpus.scan_files([Path(file) for file in files])
     spec = config.model_dump() | {
         "files": [{"name": text.path.name, "num_bytes": text.num_bytes, "sha256": text.sha256} for text in texts]
     }
     if initial is not None:
         spec["initial"] = fine_tuning.describe(initial)
+    if lengthen:
+        spec = lengthening.original_spec(out, spec)
+    else:
+        lengthening.refuse_finished(out, spec)
     # Like a version, the number of shards changes the bits of the results, so a run is resumed only with the same one.
     versions = library_versions() | {"shards": optimization.count_shards(_optimizer_config(config, 1))}
     with (
@@ -149,11 +158,13 @@ def train(
             formats.LANGUAGE_MODEL_RUN,
             spec,
             versions=versions,
-            final=f"{models.WEIGHTS}.json",
+            final=None if lengthen else f"{models.WEIGHTS}.json",
             prepare=lambda folder: _prepare(folder, config, texts, initial),
         ),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
+        if lengthen:
+            lengthening.begin(out, num_requested_steps)
         callbacks = TrainCallbacks(on_start, on_progress, on_evaluation)
         _run(out, config.seed, recorder, versions["shards"], callbacks)
     return out
@@ -168,6 +179,8 @@ def _complete(config: TrainConfig, initial: LanguageModel | None) -> TrainConfig
     if initial is not None:
         precision = defaults.get("precision", config.precision)
         return fine_tuning.complete_config(config, initial).model_copy(update={"precision": precision})
+    if config.adapter_rank:
+        raise BadInput("--adapter-rank requires --from: adapters are added to the weights of another model")
     config = config.model_copy(update=defaults)
     # With the smallest vocabulary that is possible; raises `BadInput` before the texts are read.
     _model_config(config, tokenizers.NUM_BYTES + 1)
@@ -232,13 +245,6 @@ def _train_tokenizer(config: TrainConfig, parts: Mapping[str, Sequence[Passage]]
     return tokenizers.train_tokenizer(config.tokenizer, config.vocab_size, pieces)
 
 
-def _init(folder: Path, seed: int, model_config: TransformerConfig, config: OptimizerConfig) -> Weights:
-    """The weights before the first step, random or those of another model, with the state of the optimizer."""
-    weights = jax.jit(optimization.init_training, static_argnums=(1, 2))(key_from_seed(seed), model_config, config)
-    initial: Any = fine_tuning.read_base(folder, models.make_template(model_config))
-    return weights if initial is None else weights._replace(content=initial)
-
-
 def _measure_overlap(passages: Sequence[Passage], tokenizer: Tokenizer, texts: Corpus) -> float:
     """The share of the 13-grams of held-out files that the training files contain; 0 where it is negligible."""
     pieces = (text for passage in passages for text in corpus.read_passage(passage))
@@ -246,58 +252,116 @@ def _measure_overlap(passages: Sequence[Passage], tokenizer: Tokenizer, texts: C
     return fraction if fraction > MAX_OVERLAP else 0.0
 
 
+class _Setting(NamedTuple):
+    """What stays the same during a training."""
+
+    folder: Path
+    seed: int
+    model_config: TransformerConfig
+    config: OptimizerConfig
+    texts: Corpus
+    base: TransformerWeights | None  # the weights to which adapters are added
+    num_shards: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The predicted tokens of one step."""
+        return self.config.batch_size * self.config.gradient_accumulation * self.model_config.context_length
+
+    def full_weights(self, content: Any) -> TransformerWeights:
+        """The weights of the model."""
+        return content if self.base is None else _full_weights(self.config, self.base, content)
+
+
+class _Progress(NamedTuple):
+    """What a checkpoint holds beside the weights; None where the held-out text was not scored yet."""
+
+    step: int = 0
+    held_out_loss: float | None = None
+    best_loss: float | None = None
+
+
 def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callbacks: TrainCallbacks) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
-    model_config = models.read_config(folder)
-    config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
+    description, model_config = models.read_description(folder), models.read_config(folder)
+    config = lengthening.read_optimization(folder, description)
+    base = models.read_base(folder, model_config)
+    init = jax.jit(optimization.init_training, static_argnums=(1, 2))
+    weights, progress = init(key_from_seed(seed), model_config, config, base), _Progress()
+    adapter_base = optimization.put_on_shards(jax.device_put(base), num_shards) if config.adapter_rank else None
     texts = corpus.load_corpus(folder)
-    weights, step, held_out_loss = _init(folder, seed, model_config, config), 0, None
-    best_loss = math.inf
+    setting = _Setting(folder, seed, model_config, config, texts, adapter_base, num_shards)
     resumed = recorder.resume(weights)
     if resumed is not None:
-        weights, step, held_out_loss = resumed[0], resumed[1]["step"], resumed[1]["held_out_loss"]
-        best_loss = resumed[1].get("best_loss") or math.inf
+        weights, former = resumed
+        progress = _Progress(former["step"], former["held_out_loss"], former.get("best_loss"))
     if callbacks.on_start is not None:
-        num_parameters = trees.num_elements(weights.content)
-        num_tokens = len(texts.training), len(texts.held_out)
-        overlap = models.read_description(folder).details.get("overlap", 0.0)
-        start = TrainStart(step, config.num_steps, num_parameters, num_tokens, model_config, config, overlap)
-        callbacks.on_start(start)
+        num_parameters, num_trained = description.details["num_parameters"], trees.num_elements(weights.content)
+        counts = num_parameters, num_trained, (len(texts.training), len(texts.held_out))
+        overlap = description.details.get("overlap", 0.0)
+        callbacks.on_start(TrainStart(progress.step, config.num_steps, *counts, model_config, config, overlap))
     weights = optimization.put_on_shards(weights, num_shards)
-    tokens_per_step = config.batch_size * config.gradient_accumulation * model_config.context_length
     evaluations = {round(config.num_steps * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
-    while step < config.num_steps:
-        started, first = time.perf_counter(), step
+    while progress.step < config.num_steps:
+        started, first = time.perf_counter(), progress.step
         step = min(first - first % STEPS_PER_CALL + STEPS_PER_CALL, config.num_steps)
-        shape = (step - first, config.gradient_accumulation, config.batch_size)
-        tokens = corpus.sample_batches(texts.training, seed, first, shape, model_config.context_length)
-        weights, info = optimization.take_steps(model_config, config, weights, tokens, num_shards=num_shards)
-        info = jax.device_get(info)
-        if not np.isfinite(info["loss"]).any():
-            raise _divergence(folder, f"its loss is not finite in steps {first + 1} to {step}")
-        recorder.append(_step_records(first, tokens_per_step, info))
-        if evaluations & set(range(first + 1, step + 1)):
-            held_out_loss = _finite(_evaluate(model_config, config, weights.content, texts, num_shards))
-            recorder.append([{"step": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}])
-            if held_out_loss is not None and held_out_loss < best_loss:
-                best_loss = held_out_loss
-                checkpoint.save(folder, models.BEST, weights.content, {"step": step, "held_out_loss": best_loss})
+        weights, loss = _advance(setting, weights, first, step, recorder)
+        progress = progress._replace(step=step)
+        is_scored = bool(evaluations & set(range(first + 1, step + 1)))
+        if is_scored:
+            progress = _score(setting, weights.content, progress, recorder)
         recorder.append_timing({"step": step, "seconds": round(time.perf_counter() - started, 6)})
-        progress = {"step": step, "held_out_loss": held_out_loss, "best_loss": _finite(best_loss)}
-        recorder.save(weights, progress, is_last=step == config.num_steps)
-        state = TrainProgress(step, config.num_steps, tokens_per_step, float(info["loss"][-1]), held_out_loss)
+        recorder.save(weights, progress._asdict(), is_last=step == config.num_steps)
+        state = TrainProgress(step, config.num_steps, setting.tokens_per_step, loss, progress.held_out_loss)
         if callbacks.on_progress is not None:
             callbacks.on_progress(state)
-        if callbacks.on_evaluation is not None and evaluations & set(range(first + 1, step + 1)):
+        if callbacks.on_evaluation is not None and is_scored:
             recorder.flush()
-            model = LanguageModel(model_config, weights.content, models.read_tokenizer(folder), folder)
+            full_weights = setting.full_weights(weights.content)
+            model = LanguageModel(model_config, full_weights, models.read_tokenizer(folder), folder)
             callbacks.on_evaluation(state, model)
-    summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
-    if not trees.is_finite(weights.content):
-        raise _divergence(folder, "its weights are not finite")
-    if held_out_loss is None:
-        raise _divergence(folder, "its loss on the held-out text is not finite")
-    recorder.finish(models.WEIGHTS, weights.content, summary)
+    _finish(setting, setting.full_weights(weights.content), progress, recorder)
+
+
+def _advance(
+    setting: _Setting, weights: Weights, first: int, stop: int, recorder: RunRecorder
+) -> tuple[Weights, float]:
+    """Take the steps `first` to `stop` and record them; return the new weights and the loss of the last step."""
+    config, context_length = setting.config, setting.model_config.context_length
+    shape = (stop - first, config.gradient_accumulation, config.batch_size)
+    tokens = corpus.sample_batches(setting.texts.training, setting.seed, first, shape, context_length)
+    keys = optimization.sample_dropout_keys(config, key_from_seed(setting.seed), first, stop - first)
+    weights, info = optimization.take_steps(
+        setting.model_config, config, weights, tokens, keys=keys, base=setting.base, num_shards=setting.num_shards
+    )
+    info = jax.device_get(info)
+    if not np.isfinite(info["loss"]).any():
+        raise _divergence(setting.folder, f"its loss is not finite in steps {first + 1} to {stop}")
+    recorder.append(_step_records(first, setting.tokens_per_step, info))
+    return weights, float(info["loss"][-1])
+
+
+def _score(setting: _Setting, content: Any, progress: _Progress, recorder: RunRecorder) -> _Progress:
+    """Score the held-out text, record its loss, and save the weights if the loss is the lowest so far."""
+    weights, step = setting.full_weights(content), progress.step
+    held_out_loss = _finite(_evaluate(setting, weights))
+    tokens = {"step": step, "num_tokens": step * setting.tokens_per_step}
+    recorder.append([tokens | {"held_out_loss": held_out_loss}])
+    best_loss = progress.best_loss
+    if held_out_loss is not None and (best_loss is None or held_out_loss < best_loss):
+        best_loss = held_out_loss
+        checkpoint.save(setting.folder, models.BEST, weights, {"step": step, "held_out_loss": best_loss})
+    return _Progress(step, held_out_loss, best_loss)
+
+
+def _finish(setting: _Setting, weights: TransformerWeights, progress: _Progress, recorder: RunRecorder) -> None:
+    """Save the last weights of a training; raises `BadInput` where it diverged."""
+    if not trees.is_finite(weights):
+        raise _divergence(setting.folder, "its weights are not finite")
+    if progress.held_out_loss is None:
+        raise _divergence(setting.folder, "its loss on the held-out text is not finite")
+    summary = {"num_steps": progress.step, "num_tokens": progress.step * setting.tokens_per_step}
+    recorder.finish(models.WEIGHTS, weights, summary | {"held_out_loss": progress.held_out_loss})
 
 
 def _divergence(folder: Path, reason: str) -> BadInput:
@@ -314,25 +378,23 @@ def _step_records(first: int, tokens_per_step: int, info: Mapping[str, np.ndarra
     ]
 
 
-def _evaluate(
-    model_config: TransformerConfig,
-    config: OptimizerConfig,
-    content: TransformerWeights,
-    texts: Corpus,
-    num_shards: int,
-) -> float:
+def _evaluate(setting: _Setting, weights: TransformerWeights) -> float:
     """The mean loss, in nats per token, of windows spread evenly over the held-out text."""
-    windows = corpus.spaced_windows(texts.held_out, model_config.context_length, MAX_EVALUATION_WINDOWS)
+    model_config, batch_size = setting.model_config, setting.config.batch_size
+    windows = corpus.spaced_windows(setting.texts.held_out, model_config.context_length, MAX_EVALUATION_WINDOWS)
     losses = []
-    for first in range(0, len(windows), config.batch_size):
-        batch = windows[first : first + config.batch_size]
-        padding = np.repeat(batch[:1], config.batch_size - len(batch), axis=0)
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        padding = np.repeat(batch[:1], batch_size - len(batch), axis=0)
         padded = np.concatenate([batch, padding])
         batch_losses = optimization.window_losses(
-            model_config, config.precision, content, padded, num_shards=num_shards
+            model_config, setting.config.precision, weights, padded, num_shards=setting.num_shards
         )
         losses.append(np.asarray(batch_losses)[: len(batch)])
     return float(np.concatenate(losses).mean(dtype=np.float64))
+
+
+_full_weights = jax.jit(optimization.full_weights, static_argnums=0)
 
 
 def _finite(value: float) -> float | None:

@@ -53,7 +53,8 @@ def save(folder: Path, name: str, tree: PyTree, metadata: Mapping[str, Any], *, 
         "metadata": dict(metadata),
     }
     write_sealed_json(folder / f"{name}.json", content)
-    for path in [*folder.glob(f"{name}-*.safetensors"), *folder.glob(f".{name}*.tmp")]:
+    older = folder / f"{name}.safetensors"
+    for path in [*folder.glob(f"{name}-*.safetensors"), *folder.glob(f".{name}*.tmp"), older]:
         if path.name != file:
             path.unlink(missing_ok=True)
     return digest

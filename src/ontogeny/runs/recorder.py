@@ -111,8 +111,9 @@ class RunRecorder:
         self._last_save = time.perf_counter()
 
     def finish(self, name: str, tree: PyTree, metadata: Mapping[str, Any]) -> None:
-        """Save the result of the run as the tree `name`; from then on the run is finished."""
-        checkpoint.save(self._folder, name, tree, dict(metadata) | self._records_seal(), write_once=True)
+        """Save the result of the run as the tree `name`, in place of an earlier one; then the run is finished."""
+        is_first = not checkpoint.exists(self._folder, name)
+        checkpoint.save(self._folder, name, tree, dict(metadata) | self._records_seal(), write_once=is_first)
 
     def _records_seal(self) -> dict[str, Any]:
         """Length and checksum of the records so far, by which a resumed run recognizes them."""
