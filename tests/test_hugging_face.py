@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ontogeny import trees
+from ontogeny import kernels, memory, trees
 from ontogeny.engine import generate
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
-from ontogeny.lm import evaluation, hugging_face
+from ontogeny.kernels import packing
+from ontogeny.lm import evaluation, hugging_face, weight_types
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 
@@ -65,7 +66,7 @@ DAMAGED = [
     ("gpt2", lambda f: (f / "model.safetensors").unlink(), "there is no"),
     ("gpt2", lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     ("gpt2", lambda f: change_config(f, model_type="gemma"), "of type 'gemma'; the types that can be read are gpt2,"),
-    ("gpt2", lambda f: change_config(f, n_embd=64), r"is \[32\], its config says \[64\]"),
+    ("gpt2", lambda f: change_config(f, n_embd=64), r"is \[384, 32\], its config says \[384, 64\]"),
     ("gpt2", lambda f: change_config(f, n_layer=3), "lack the array 'h.2.ln_1.weight'"),
     ("gpt2", lambda f: change_config(f, n_layer=1), "hold 'h.1.attn.c_attn.bias', .* and 9 more, which its config"),
     ("gpt2", lambda f: change_config(f, n_layer=-1), "n_layer is -1"),
@@ -266,3 +267,67 @@ def test_a_vocabulary_with_merges_is_read_as_that_of_gpt2_alone(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
     with pytest.raises(BadInput, match=r"lacks tokenizer.json; .* as those of GPT-2, not of Qwen2Tokenizer"):
         models.load(folder)
+
+
+def read_as_bfloat16(folder):
+    """Converts the arrays of a folder."""
+    change_arrays(folder, lambda arrays: {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()})
+    return folder
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_weights_are_kept_in_the_type_of_the_file_or_in_another_one(family, tmp_path):
+    pytest.importorskip("numba")
+    folder = read_as_bfloat16(copy_folder(family, tmp_path))
+    arrays = models.load(folder)
+    tokens = np.random.default_rng(0).integers(0, arrays.config.vocab_size, 3 * arrays.config.context_length)
+    expected = evaluation.token_losses(arrays, tokens)
+    for weights, weight_type, tolerance in (
+        ("auto", "bfloat16", 1e-4), ("float32", "float32", 1e-4), ("float16", "float16", 1e-4), ("int8", "int8", 0.3),
+    ):  # fmt: skip
+        model = models.load(folder, weights=weights)
+        packed = packing.pack(model.config, model.weights)
+        assert packed.weight_type == weight_type and trees.digest(model.weights) != trees.digest(arrays.weights)
+        losses = evaluation.token_losses(model, tokens)
+        np.testing.assert_allclose(losses, expected, atol=tolerance)
+        assert (np.abs(losses - expected).max() > 1e-4) == (tolerance > 1e-4)
+        predicted = packing.predict_num_bytes(model.config, model.weights, weight_type)
+        assert predicted <= packed.num_bytes < predicted + 40_000  # norms, biases and constants
+
+
+def test_loaded_weights_have_the_digest_of_the_arrays_in_the_file():
+    pytest.importorskip("numba")
+    arrays = trees.digest(models.load(GOLDEN / "gpt2").weights)
+    digests = [weight_types.digest(models.load(GOLDEN / "gpt2", weights=w).weights) for w in ("auto", "int8")]
+    assert digests[0] == arrays != digests[1]
+
+
+def test_a_model_that_does_not_fit_into_the_memory_is_refused_with_the_figures(tmp_path, monkeypatch):
+    folder = copy_folder("gpt2", tmp_path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**8)
+    models.load(folder, weights="auto")
+    monkeypatch.setattr(packing, "predict_num_bytes", lambda *_: 2 * 10**9)
+    with pytest.raises(BadInput, match=r"needs 2\.2 GB of memory with weights in bfloat16, and only 100 MB are"):
+        models.load(folder, weights="bfloat16")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(BadInput, match="needs 0 MB of memory with weights in float32, and only 0 MB are available"):
+        models.load(folder)
+
+
+def test_types_of_weights_that_need_the_kernels_are_refused_without_them(monkeypatch):
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "0")
+    assert not weight_types.is_stored(models.load(GOLDEN / "gpt2", weights="auto").weights)
+    with pytest.raises(BadInput, match="weights in int8 need the kernels of a processor"):
+        models.load(GOLDEN / "gpt2", weights="int8")
+    with pytest.raises(BadInput, match="'weights' must be one of auto, float32, bfloat16, float16, int8, not 'int4'"):
+        models.load(GOLDEN / "gpt2", weights="int4")
+
+
+def test_a_weight_beyond_the_range_of_float16_is_refused(tmp_path):
+    pytest.importorskip("numba")
+    folder = copy_folder("gpt2", tmp_path)
+    change_arrays(
+        folder, lambda arrays: {name: array * 1e6 if "c_fc.weight" in name else array for name, array in arrays.items()}
+    )
+    with pytest.raises(BadInput, match="a weight exceeds the largest number of float16, 65504"):
+        models.load(folder, weights="float16")

@@ -15,7 +15,7 @@ from ontogeny.types import Key, PyTree
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Every leaf by its path, e.g. `{"weights.content.bias": ...}`; random keys as their raw data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_path_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
+    return {_path_name(path): _as_array(leaf) for path, leaf in leaves}
 
 
 def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
@@ -46,9 +46,11 @@ def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
 def digest(tree: PyTree) -> str:
     """SHA-256 over the paths, types, shapes and bits of all leaves: equal digests mean equal weights."""
     sha256 = hashlib.sha256()
-    for name, array in sorted(to_arrays(tree).items()):
+    leaves = {_path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for name in sorted(leaves):  # one array at a time, since a leaf may be in a file
+        array = _as_array(leaves[name])
         sha256.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        sha256.update(np.ascontiguousarray(array).tobytes())
+        sha256.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()
 
 
@@ -112,6 +114,11 @@ def _scramble_leaf(key: Key, leaf: PyTree) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jnp.integer):
         return leaf + jax.random.randint(key, leaf.shape, 1, 100).astype(leaf.dtype)
     return leaf + 1 + jax.random.uniform(key, leaf.shape, leaf.dtype)
+
+
+def _as_array(leaf: PyTree) -> np.ndarray:
+    """A leaf as an array of NumPy; random keys as their raw data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _array_type(leaf: PyTree) -> np.ndarray | jax.ShapeDtypeStruct:

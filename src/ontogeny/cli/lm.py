@@ -27,6 +27,15 @@ SAMPLE_TOKENS = 60  # of a sample during training
 Best = Annotated[
     bool, typer.Option("--best", help="Use the weights of the lowest held-out loss of a run instead of the last ones.")
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="TYPE",
+        help="Type in which matrices are kept in memory: that of the file (auto), float32, bfloat16, float16 or int8; "
+        "all but auto and float32 need the extra `fast`.",
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a folder of Hugging Face.")]
 
 
@@ -146,11 +155,11 @@ class _TrainDisplay:
             typer.echo(f"--- sample after step {state.step:,}\n{text}", err=True)
 
 
-def _load(run: Path, best: bool = False) -> "LanguageModel":
+def _load(run: Path, best: bool = False, weights: str | None = None) -> "LanguageModel":
     """Load a model for a command, and say where its run is not finished."""
     from ontogeny.lm.model import load, read_checkpoint_step
 
-    model = load(run, best=best, allow_unfinished=True)
+    model = load(run, best=best, allow_unfinished=True, weights=weights)
     if not best and (steps := read_checkpoint_step(run)) is not None:
         shared.print_note(
             f"the run in '{run}' is not finished: its weights are those after step {steps[0]} of {steps[1]}"
@@ -172,6 +181,7 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of completions of each prompt.")] = 1,
     best: Best = False,
+    weights: Weights = "auto",
     seed: shared.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion.")] = False,
     device: shared.Device = None,
@@ -185,7 +195,7 @@ def generate(
     from ontogeny.engine.generate import encode_prompt, generate
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
 
-    model, params = _load(run, best), SamplingParams(temperature, top_p, seed, top_k)
+    model, params = _load(run, best, weights), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
     for argument in (*prompts, *(stop or ())):
         if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
@@ -256,6 +266,7 @@ def evaluate(
         bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
     ] = False,
     best: Best = False,
+    weights: Weights = "auto",
     seed: shared.Seed = 0,
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,
@@ -270,7 +281,9 @@ def evaluate(
     configure_jax(device, num_host_devices)
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
-    model = _load(run, best)
+    if online and weights not in ("auto", "float32"):
+        raise BadInput(f"weights that learn are kept in float32, so --online excludes --weights {weights}")
+    model = _load(run, best, None if online else weights)
     if online:
         if text is None:
             raise BadInput("--online requires a --text")

@@ -74,8 +74,8 @@ import numpy as np
 PANEL = 64  # columns of a panel of packed weights
 PAIR = PANEL // 2  # columns of the gate, and of the value, in a panel of SwiGLU
 GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_block.ACTIVATIONS`
-WEIGHT_TYPES = ("float32", "bfloat16", "int8")
-FLOAT32, BFLOAT16, INT8 = range(3)
+WEIGHT_TYPES = ("float32", "bfloat16", "float16", "int8")
+FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
 PHASES_PER_LAYER = 5
 COUNTER_STRIDE = 16  # int64 numbers per phase, so that the two counters lie on different cache lines
 DONE = 8  # where the second counter of a phase begins

@@ -13,10 +13,11 @@ from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.content.transformer_block import ACTIVATIONS, BlockWeights, Linear, Norm, rotation_speeds
+from ontogeny.errors import BadInput
 from ontogeny.kernels import layout
 from ontogeny.kernels.layout import PAIR, PANEL, WEIGHT_TYPES
 
-MAX_INT8 = 127
+MAX_INT8, MAX_FLOAT16 = 127, 65504.0
 PIECE_SIZE = 1 << 22  # numbers of an embedding that are packed at a time
 POSITIONS_PER_PIECE = 4096  # for which cosines and sines are computed at a time
 
@@ -44,6 +45,7 @@ class WeightStorage(NamedTuple):
 STORAGES = {
     "float32": WeightStorage(np.dtype(np.float32), 0),
     "bfloat16": WeightStorage(np.dtype(ml_dtypes.bfloat16), 0),
+    "float16": WeightStorage(np.dtype(np.float16), 0),
     "int8": WeightStorage(np.dtype(np.int8), 4 * PANEL),
 }
 
@@ -68,6 +70,8 @@ def fill_panels(panels: np.ndarray, weight: np.ndarray, weight_type: str) -> Non
             scales = np.abs(wide).max(axis=0) / np.float32(MAX_INT8)
             panels[panel, : storage.num_scale_bytes].view(np.float32)[:width] = scales
             columns = np.rint(wide / np.where(scales == 0, 1, scales))
+        elif weight_type == "float16" and columns.dtype != np.float16 and np.abs(columns).max() > MAX_FLOAT16:
+            raise BadInput(f"a weight exceeds the largest number of float16, {MAX_FLOAT16:g}; choose bfloat16")
         weights[:, :width] = columns
         weights[:, width:] = 0
 
@@ -94,28 +98,21 @@ class PackedWeights:
 
     Attributes:
         config: Config of the weights.
-        weight_type: In which the matrices are stored; norms and biases are float32.
-        digest: Of the weights from which they were packed, and of the type; None where nobody has stated it.
+        weight_type: In which the matrices are kept; norms, biases and learned positions are float32.
+        positions: The learned positions [C, W]; None where positions are rotary.
         table: The table of a step with the entries that do not differ between steps.
         num_bytes: Memory of the packed weights.
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        weights: TransformerWeights,
-        weight_type: str = "float32",
-        digest: str | None = None,
-    ) -> None:
+    def __init__(self, config: TransformerConfig, weights: TransformerWeights, weight_type: str = "float32") -> None:
         """Pack weights, one array after the other.
 
         Args:
             config: Config of the weights.
             weights: Arrays, or what NumPy can convert to arrays. Of embeddings, only parts are read at a time.
             weight_type: One of `layout.WEIGHT_TYPES`.
-            digest: Stored as the attribute.
         """
-        self.config, self.weight_type, self.digest = config, weight_type, digest
+        self.config, self.weight_type = config, weight_type
         self._storage, self._arrays = STORAGES[weight_type], list[np.ndarray]()
         t = np.zeros(layout.NUM_FIELDS, np.int64)
         self.table = t
@@ -239,21 +236,24 @@ _packed: dict[tuple[int, ...], PackedWeights] = {}  # by the identities of the a
 _packing_lock = threading.Lock()
 
 
-def pack(config: TransformerConfig, weights: TransformerWeights | PackedWeights) -> PackedWeights:
-    """Returns the packed float32 copy of weights, which exists once and as long as all arrays of the weights.
+def weight_type_of(weights: TransformerWeights) -> str:
+    """The type in which the kernels keep the matrices: that which stored arrays name, else float32."""
+    return getattr(weights.embedding, "weight_type", "float32")
+
+
+def pack(config: TransformerConfig, weights: TransformerWeights) -> PackedWeights:
+    """Returns the packed copy of weights, which exists once and as long as all arrays of the weights.
 
     Args:
         config: Config of the weights.
-        weights: Packed weights are returned as they are.
+        weights: The caller keeps them in memory while the packed weights are used. Stored arrays are read here.
     """
-    if isinstance(weights, PackedWeights):
-        return weights
     leaves = jax.tree.leaves(weights)
     identity = tuple(map(id, leaves))
     with _packing_lock:
         packed = _packed.get(identity)
         if packed is None:
-            packed = _packed[identity] = PackedWeights(config, weights)
+            packed = _packed[identity] = PackedWeights(config, weights, weight_type_of(weights))
             for leaf in leaves:
                 weakref.finalize(leaf, _packed.pop, identity, None).atexit = False
     return packed

@@ -37,14 +37,14 @@ def load_weights(builder: Any, address: Any, index: Any, weight_type: str) -> An
     """Returns the vector of weights that begins at this index, converted to float32 without rounding."""
     if weight_type == "float32":
         return load(builder, address, index, VECTOR)
-    element = ir.IntType(8 if weight_type == "int8" else 16)
-    size = INT(element.width // 8)
-    pointer = builder.inttoptr(
-        builder.add(address, builder.mul(index, size)), ir.VectorType(element, LANES).as_pointer()
-    )
+    element = {"bfloat16": ir.IntType(16), "float16": ir.HalfType(), "int8": ir.IntType(8)}[weight_type]
+    offset = builder.mul(index, INT(1 if weight_type == "int8" else 2))
+    pointer = builder.inttoptr(builder.add(address, offset), ir.VectorType(element, LANES).as_pointer())
     narrow = builder.load(pointer, align=1)
     if weight_type == "int8":
         return builder.sitofp(builder.sext(narrow, INTEGERS), VECTOR)
+    if weight_type == "float16":
+        return builder.fpext(narrow, VECTOR)
     # A bfloat16 is the upper half of a float32.
     return builder.bitcast(builder.shl(builder.zext(narrow, INTEGERS), ir.Constant(INTEGERS, [16] * LANES)), VECTOR)
 
@@ -217,6 +217,16 @@ def fma(typing: Any, left: Any, right: Any, summand: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@intrinsic
+def float_from_half_bits(typing: Any, bits: Any) -> Any:
+    """The float32 that equals the float16 with these 16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), FLOAT)
+
+    return types.float32(types.uint16), generate
 
 
 @intrinsic

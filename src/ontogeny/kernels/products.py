@@ -1,8 +1,8 @@
 """Products of the tokens of a step with one panel of packed weights, and what follows them.
 
-Weights are packed in panels of 64 columns, [panels, K, 64], in float32, bfloat16 or int8. Each element of an output is
-accumulated by one fused multiply-add per k in float32, in order of k, however many tokens there are. Each panel of int8
-begins with 64 float32 numbers, by which the sums of its columns are multiplied.
+Weights are packed in panels of 64 columns, [panels, K, 64], in float32, bfloat16, float16 or int8. Each element of an
+output is accumulated by one fused multiply-add per k in float32, in order of k, however many tokens there are. A panel
+of int8 begins with 64 float32 numbers, by which the sums of its columns are multiplied.
 """
 
 import numba
@@ -11,13 +11,14 @@ import numpy as np
 from ontogeny.kernels import layout
 from ontogeny.kernels.compiling import HAS_WIDE_VECTORS, kernel
 from ontogeny.kernels.elementwise import activate, gate, view
-from ontogeny.kernels.layout import BFLOAT16, FLOAT32, PAIR, PANEL
+from ontogeny.kernels.layout import BFLOAT16, FLOAT16, FLOAT32, INT8, PAIR, PANEL
 from ontogeny.kernels.primitives import (
     LANES,
     as_int8_pointer,
     as_uint16_pointer,
     carray,
     float_from_bits,
+    float_from_half_bits,
     make_microkernels,
 )
 
@@ -27,6 +28,7 @@ MICRO_COLUMNS = MICRO_VECTORS * LANES
 MAX_INPUTS = 1024  # of one pass over a panel, so that it stays in the second-level cache for all tokens
 _multiply_float32 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "float32")
 _multiply_bfloat16 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "bfloat16")
+_multiply_float16 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "float16")
 _multiply_int8 = make_microkernels(MICRO_TOKENS, MICRO_VECTORS, "int8")
 
 
@@ -44,6 +46,14 @@ def multiply_bfloat16(
 ) -> None:
     """As `multiply_float32`, for weights of this type."""
     _multiply_bfloat16(count, inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
+
+
+@kernel
+def multiply_float16(
+    count: int, inputs: int, input_stride: int, weights: int, num_inputs: int, outputs: int, continues: bool
+) -> None:
+    """As `multiply_float32`, for weights of this type."""
+    _multiply_float16(count, inputs, input_stride, weights, PANEL, num_inputs, outputs, PANEL, continues)
 
 
 @kernel
@@ -69,7 +79,7 @@ def multiply_panel(
     inputs: int, num_tokens: int, num_inputs: int, panels: int, weight_type: int, panel: int, products: int
 ) -> None:
     """products[t, n] = sum over k of inputs[t, k] * panels[panel, k, n]; arrays are given by address."""
-    size = 4 if weight_type == FLOAT32 else 2 if weight_type == BFLOAT16 else 1
+    size = 4 if weight_type == FLOAT32 else 1 if weight_type == INT8 else 2
     size_of_scales = 4 * PANEL if size == 1 else 0
     scales = panels + (size * PANEL * num_inputs + size_of_scales) * panel
     weights = scales + size_of_scales
@@ -83,6 +93,8 @@ def multiply_panel(
                 outputs = products + 4 * (token * PANEL + column)
                 if size == 4:
                     multiply_float32(num_rows, first, num_inputs, block, count, outputs, start > 0)
+                elif weight_type == FLOAT16:
+                    multiply_float16(num_rows, first, num_inputs, block, count, outputs, start > 0)
                 elif size == 2:
                     multiply_bfloat16(num_rows, first, num_inputs, block, count, outputs, start > 0)
                 else:
@@ -102,6 +114,10 @@ def embed(d: np.ndarray, tokens: np.ndarray, stream: int) -> None:
             wide = view(d[layout.EMBEDDING] + 4 * PANEL * width * panel, PANEL * width)
             for k in range(width):
                 outputs[k] = wide[PANEL * k + column]
+        elif weight_type == FLOAT16:
+            halves = carray(as_uint16_pointer(d[layout.EMBEDDING] + 2 * PANEL * width * panel), (PANEL * width,))
+            for k in range(width):
+                outputs[k] = float_from_half_bits(halves[PANEL * k + column])
         elif weight_type == BFLOAT16:
             halves = carray(as_uint16_pointer(d[layout.EMBEDDING] + 2 * PANEL * width * panel), (PANEL * width,))
             for k in range(width):

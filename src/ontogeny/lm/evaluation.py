@@ -19,6 +19,7 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import corpus
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.overlap import TextOverlap, measure_overlap
+from ontogeny.lm.weight_types import is_stored
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
 from ontogeny.stats import RatioEstimate, ratio_of_sums
 
@@ -180,6 +181,9 @@ def token_losses(
     context_length, tokens = model.config.context_length, np.asarray(tokens, np.int32)
     stride = choose_stride(context_length, stride)
     batch_size = choose_batch_size(model.config, batch_size)
+    last_token_losses: Callable[..., Any] = _last_token_losses
+    if is_stored(model.weights):
+        from ontogeny.lm.kernel_scoring import last_token_losses
     num_losses = len(tokens) - 1
     size = min(context_length, num_losses)
     # Window w scores the tokens up to its end; the last window ends with the text and overlaps the one before it more.
@@ -190,7 +194,7 @@ def token_losses(
     for batch in batches:
         windows = tokens[np.array(batch)[:, None] - size + np.arange(size + 1)]
         num_scored = min(stride, size) if num_done else size
-        window_losses = np.asarray(_last_token_losses(model.config, model.weights, windows, num_scored))
+        window_losses = np.asarray(last_token_losses(model.config, model.weights, windows, num_scored))
         for row, end in zip(window_losses, batch, strict=True):
             losses[num_done:end] = row[num_scored - (end - num_done) :]
             num_done = end

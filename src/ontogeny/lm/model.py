@@ -12,7 +12,7 @@ import numpy as np
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, config_from_settings, init_weights
 from ontogeny.errors import BadInput
-from ontogeny.lm import hugging_face, lengthening, optimization
+from ontogeny.lm import hugging_face, lengthening, optimization, weight_types
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.chat_template import ChatTemplate, read_chat_template
 from ontogeny.lm.lengthening import WEIGHTS
@@ -22,6 +22,7 @@ from ontogeny.runs.folder import RunDescription, read_spec
 from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
 from ontogeny.runs.kinds import require_kind
 from ontogeny.runs.recorder import CHECKPOINT_NAME
+from ontogeny.runs.stored_arrays import StoredArray
 
 BEST, INITIAL = "best", "initial"  # names of the weights of the lowest held-out loss, and of the first of a fine-tuning
 HUGGING_FACE_FOLDER = "Hugging Face folder"  # the name in `run_kinds`, which imports this module
@@ -31,6 +32,7 @@ class LanguageModel(NamedTuple):
     """Everything that is needed to score and to continue text.
 
     Attributes:
+        weights: Arrays of JAX, or arrays in files with which only the kernels compute; see `load`.
         run: The folder of its training; None for a model that was not trained by ontogeny.
         chat_template: How the model wants a conversation to be written; None for a plain template.
     """
@@ -42,34 +44,40 @@ class LanguageModel(NamedTuple):
     chat_template: ChatTemplate | None = None
 
 
-def load(folder: Path | str, *, best: bool = False, allow_unfinished: bool = False) -> LanguageModel:
+def load(
+    folder: Path | str, *, best: bool = False, allow_unfinished: bool = False, weights: str | None = None
+) -> LanguageModel:
     """Load the language model in a folder.
 
     Args:
         folder: A run of `ontogeny lm train`, or a folder of Hugging Face.
         best: Whether to load the weights of the lowest held-out loss instead of the last ones of a run.
         allow_unfinished: Whether to load the last checkpoint of a run that is not finished.
+        weights: For a model that only generates and scores text: the type in which the kernels keep its matrices,
+            float32, bfloat16, float16 or int8, or `auto` for that of the file. None for float32 arrays of JAX, which
+            learning and compiled programs need; without kernels, `auto` and float32 are the same.
 
     Returns:
         Weights, config and tokenizer.
 
     Raises:
-        BadInput: The folder is absent, unfinished, damaged or of another kind.
+        BadInput: The folder is absent, unfinished, damaged or of another kind, or the model does not fit into the
+            memory.
     """
-    folder = Path(folder)
+    folder, weight_type = Path(folder), weight_types.choose(weights)
     if require_kind(folder, LANGUAGE_MODEL_RUN, HUGGING_FACE_FOLDER).name == HUGGING_FACE_FOLDER:
         if best:
             raise BadInput(f"'{folder}' is no run of `ontogeny lm train`, so it has no weights of the lowest loss")
-        return LanguageModel(*hugging_face.read_folder(folder), chat_template=read_chat_template(folder))
+        return _load_hugging_face(folder, weight_type)
     config = read_config(folder)
     if not allow_unfinished and not checkpoint.exists(folder, WEIGHTS):
         raise BadInput(f"the run in '{folder}' is not finished; rerun its command to resume it")
-    weights = _load_weights(folder, config, best)
+    loaded = _load_weights(folder, config, best, weight_type)
     tokenizer = read_tokenizer(folder)
     is_padded = tokenizer.size < config.vocab_size and "special_tokens" in read_description(folder).details
     if tokenizer.size != config.vocab_size and not is_padded:  # the vocabulary of a fine-tuned model may be padded
         raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
-    return LanguageModel(config, weights, tokenizer, folder)
+    return LanguageModel(config, loaded, tokenizer, folder)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -91,14 +99,33 @@ def read_checkpoint_step(folder: Path) -> tuple[int, int] | None:
     return step, lengthening.read_optimization(folder, read_description(folder)).num_steps
 
 
-def _load_weights(folder: Path, config: TransformerConfig, best: bool) -> TransformerWeights:
+def _load_hugging_face(folder: Path, weight_type: str | None) -> LanguageModel:
+    """The model in a folder of Hugging Face."""
+    kept_type = None if weight_type in (None, weight_types.AS_IN_FILE) else weight_type
+    config, stored, tokenizer = hugging_face.read_folder(folder, kept_type)
+    template = read_chat_template(folder)
+    if weight_type is None:
+        loaded = weight_types.load_arrays(str(folder), stored)
+    else:
+        loaded = weight_types.load_packed(str(folder), config, stored)
+    return LanguageModel(config, loaded, tokenizer, chat_template=template)
+
+
+def _load_weights(
+    folder: Path, config: TransformerConfig, best: bool, weight_type: str | None = None
+) -> TransformerWeights:
     """The best or the last weights of a run; those of the checkpoint where the run is not finished."""
     if best and not checkpoint.exists(folder, BEST):
         raise BadInput(f"the held-out text of the run in '{folder}' has not been scored, so no weights are the best")
     if best or checkpoint.exists(folder, WEIGHTS):
-        return checkpoint.load(folder, BEST if best else WEIGHTS, make_template(config))
+        name = BEST if best else WEIGHTS
+        if weight_type is None:
+            return checkpoint.load(folder, name, make_template(config))
+        return weight_types.load_packed(str(folder), config, _find_weights(folder, config, name, weight_type))
     if not checkpoint.exists(folder, CHECKPOINT_NAME):
         raise BadInput(f"the run in '{folder}' has no checkpoint yet; rerun its command to resume it")
+    if weight_type not in (None, weight_types.AS_IN_FILE, "float32"):
+        raise BadInput(f"the run in '{folder}' is not finished, so its weights are kept in float32, not {weight_type}")
     optimizer = lengthening.read_optimization(folder, read_description(folder))
     base = read_base(folder, config) if optimizer.adapter_rank else None
     shapes = jax.eval_shape(lambda: optimization.init_training(jax.random.key(0), config, optimizer, base))
@@ -110,6 +137,20 @@ def _load_weights(folder: Path, config: TransformerConfig, best: bool) -> Transf
 def read_base(folder: Path, config: TransformerConfig) -> TransformerWeights | None:
     """Read the weights with which a fine-tuning began; None where they were random."""
     return checkpoint.load(folder, INITIAL, make_template(config)) if checkpoint.exists(folder, INITIAL) else None
+
+
+def _find_weights(folder: Path, config: TransformerConfig, name: str, weight_type: str) -> TransformerWeights:
+    """The weights of a run as arrays in its file."""
+    parts = checkpoint.find_arrays(folder, name)
+    kept_type = "float32" if weight_type == weight_types.AS_IN_FILE else weight_type
+
+    def find(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> StoredArray:
+        part = parts.get(jax.tree_util.keystr(path, simple=True, separator="."))
+        if part is None or part.shape != leaf.shape or part.type_name != "F32":
+            raise BadInput(f"the weights in '{folder}' do not fit the config of the run")
+        return StoredArray([part], kept_type)
+
+    return jax.tree_util.tree_map_with_path(find, _init_weights.eval_shape(jax.random.key(0), config))
 
 
 def make_template(config: TransformerConfig) -> TransformerWeights:

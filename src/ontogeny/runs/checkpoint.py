@@ -20,6 +20,7 @@ from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.runs.files import json_digest, read_json, write_bytes, write_sealed_json
 from ontogeny.runs.formats import CHECKPOINT, FORMATS, SPEC_FILE, check_format, first_object
+from ontogeny.runs.stored_arrays import StoredPart, list_parts
 from ontogeny.types import PyTree
 
 SUMMARY_KEYS = ("file", "file_sha256", "digest", "num_parameters")
@@ -93,14 +94,11 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
     Raises:
         BadInput: The tree is absent or damaged, or fits neither the template nor the `spec.json` beside it.
     """
-    content = read_metadata(folder, name)
-    if content[SPEC_DIGEST] not in (None, first_object(folder / SPEC_FILE).get("sha256")):
-        raise BadInput(f"'{folder / SPEC_FILE}' is not the one of the run that saved '{name}'")
-    path = folder / content["file"]
+    content, path = _find_file(folder, name)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"'{path}', which '{name}.json' names, cannot be read: {error.strerror}") from None
+        raise _unreadable(path, name, error) from None
     if hashlib.sha256(data).hexdigest() != content["file_sha256"]:
         raise BadInput(f"'{path}' is damaged: its digest is not the one in '{name}.json'")
     try:
@@ -112,3 +110,29 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
     if trees.digest(tree) != content["digest"]:
         raise BadInput(f"'{path}' is damaged: the tree in it does not have the digest in '{name}.json'")
     return tree
+
+
+def find_arrays(folder: Path, name: str) -> dict[str, StoredPart]:
+    """The arrays of a saved tree by their paths, which are read when they are needed; see `load` for errors."""
+    content, path = _find_file(folder, name)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, name, error) from None
+    if digest != content["file_sha256"]:
+        raise BadInput(f"'{path}' is damaged: its digest is not the one in '{name}.json'")
+    return list_parts(path)
+
+
+def _find_file(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
+    """The metadata of a saved tree, and the file of its arrays."""
+    content = read_metadata(folder, name)
+    if content[SPEC_DIGEST] not in (None, first_object(folder / SPEC_FILE).get("sha256")):
+        raise BadInput(f"'{folder / SPEC_FILE}' is not the one of the run that saved '{name}'")
+    return content, folder / content["file"]
+
+
+def _unreadable(path: Path, name: str, error: OSError) -> BadInput:
+    """The error that the file of the arrays cannot be read."""
+    return BadInput(f"'{path}', which '{name}.json' names, cannot be read: {error.strerror}")

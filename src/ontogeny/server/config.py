@@ -21,6 +21,8 @@ class ServerConfig(FrozenModel):
         frozen: Names of deployments that do not learn although `online` is set.
         shared_branch: Let all keys share one branch of weights instead of one each.
         max_forgetting: Limit of the acceptance test: nats per token lost on held-out text.
+        weights: Type in which the matrices of models that do not learn are kept in memory: that of the file (auto),
+            float32, bfloat16, float16 or int8; all but auto and float32 need the extra `fast`.
         learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'; `lm evaluate --help` lists them.
         host: Address to listen on; an address other than loopback needs a key.
         port: TCP port to listen on; 0 for any free one.
@@ -42,6 +44,7 @@ class ServerConfig(FrozenModel):
     frozen: tuple[str, ...] = ()
     shared_branch: bool = False
     max_forgetting: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     learning: str = ""
     learning_fraction: float = Field(default=0.07, ge=0.01, le=1)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)

@@ -13,14 +13,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnavailable
-from ontogeny.lm import online_learner
+from ontogeny.lm import model as models
+from ontogeny.lm import online_learner, weight_types
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
 from ontogeny.runs import kinds
+from ontogeny.runs.formats import LANGUAGE_MODEL_RUN
 from ontogeny.server import quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner, snapshots
@@ -68,7 +69,8 @@ class LanguageDeployment:
         self.name, self.model, self.created_at = name, model, int(time.time())
         self.online = config.online
         self.engine = Engine(model.config, max_num_seqs=config.max_num_seqs, max_queue=config.max_queue)
-        self.digest = trees.digest(model.weights)
+        self.digest = weight_types.digest(model.weights)
+        self._checksum = weight_types.checksum(model.config, model.weights)
         self.branches = _build_branches(name, model, store, config) if config.online else None
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
@@ -147,7 +149,7 @@ class LanguageDeployment:
 
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""
-        if trees.digest(self.model.weights) != self.digest:
+        if weight_types.checksum(self.model.config, self.model.weights) != self._checksum:
             self.fail(f"the weights of '{self.name}' changed after the start of the server")
 
     def fail(self, reason: str) -> None:
@@ -209,6 +211,15 @@ class AgentDeployment:
 Deployment = LanguageDeployment | AgentDeployment
 
 
+def _load(folder: Path, weights: str, learns: bool) -> object:
+    """The agent or language model in a folder."""
+    if kinds.require_loadable(folder).name not in (LANGUAGE_MODEL_RUN, models.HUGGING_FACE_FOLDER):
+        return kinds.load(folder)
+    if learns and weights not in (weight_types.AS_IN_FILE, "float32"):
+        raise BadInput(f"the weights of '{folder}' learn, so they are kept in float32 and not in {weights}")
+    return models.load(folder, weights=None if learns else weights)
+
+
 class Deployments:
     """All deployments of a server, and the thread that starts and checks them.
 
@@ -246,11 +257,12 @@ class Deployments:
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
         loaded: dict[Path, object] = {}  # deployments of one folder share its weights
+        learning = {folder.resolve() for name, folder in runs if config.online and name not in config.frozen}
         for name, folder in runs:
             learns = config.online and name not in config.frozen
             own_config = config if learns else config.model_copy(update={"online": False})
             if folder.resolve() not in loaded:
-                loaded[folder.resolve()] = kinds.load(folder)
+                loaded[folder.resolve()] = _load(folder, config.weights, learns=folder.resolve() in learning)
             model = loaded[folder.resolve()]
             if isinstance(model, AgentSession):
                 self.by_name[name] = AgentDeployment(name, model, store, own_config)

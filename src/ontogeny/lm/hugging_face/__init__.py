@@ -13,15 +13,24 @@ from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.hugging_face.array_files import ArrayFiles
 from ontogeny.lm.hugging_face.config_file import read_config
 from ontogeny.lm.hugging_face.export import write_folder
-from ontogeny.lm.hugging_face.layout import build_weights, find_layout
+from ontogeny.lm.hugging_face.layout import find_layout, find_weights
 from ontogeny.lm.hugging_face.special_tokens import read_special_tokens
 from ontogeny.lm.tokenizer import Tokenizer
 
 __all__ = ["read_config", "read_folder", "write_folder"]
 
 
-def read_folder(folder: Path) -> tuple[TransformerConfig, TransformerWeights, Tokenizer]:
-    """Read a folder.
+def read_folder(
+    folder: Path, weight_type: str | None = None
+) -> tuple[TransformerConfig, TransformerWeights, Tokenizer]:
+    """Read all of a folder but the numbers of its arrays.
+
+    Args:
+        folder: Any path.
+        weight_type: Type in which the kernels keep matrices; None for that of the file.
+
+    Returns:
+        Config, weights whose leaves are `StoredArray`, and tokenizer.
 
     Raises:
         BadInput: A file is absent or damaged, or the model is of a kind that cannot be computed.
@@ -32,5 +41,5 @@ def read_folder(folder: Path) -> tuple[TransformerConfig, TransformerWeights, To
         raise BadInput(
             f"the tokenizer in '{folder}' has {tokenizer.size} tokens, the model has only {config.vocab_size}"
         )
-    weights = build_weights(config, ArrayFiles(folder, find_layout(config).prefix))
+    weights = find_weights(config, ArrayFiles(folder, find_layout(config).prefix), weight_type)
     return config, weights, tokenizer

@@ -1,20 +1,13 @@
-"""Reads the arrays of a Hugging Face folder: one safetensors file, or several with an index.
-
-Arrays are read one at a time, so that loading a model needs little more memory than the model.
-"""
+"""Lists the arrays of a Hugging Face folder: one safetensors file, or several with an index."""
 
 import json
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.stored_arrays import FLOAT_TYPES, StoredPart, list_parts
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
-FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # constants that old versions stored
 
 
@@ -32,56 +25,51 @@ class ArrayFiles:
             BadInput: A file is absent or damaged, or the folder is ambiguous.
         """
         self.folder = folder
-        self._places: dict[str, tuple[Any, str]] = {}  # the open file and the name in it
+        self._parts: dict[str, StoredPart] = {}
         for path, listed in _find_files(folder).items():
-            file = _open(path)
-            names = set(file.keys())
-            for name in sorted(listed - names):
+            parts = list_parts(path)
+            for name in sorted(listed - parts.keys()):
                 raise BadInput(f"'{path}' lacks the array '{name}', which '{folder / INDEX}' places there")
-            for name in sorted(names):
+            for name in sorted(parts):
                 short = name.removeprefix(prefix)
-                if short in self._places:
+                if short in self._parts:
                     raise BadInput(f"the files in '{folder}' hold the array '{short}' twice")
-                self._places[short] = file, name
-        self._unread = {name for name in self._places if not name.endswith(BUFFERS)}
+                self._parts[short] = parts[name]
+        self._unused = {name for name in self._parts if not name.endswith(BUFFERS)}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._parts
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Read an array in the type of the file.
+    def find(self, name: str, shape: tuple[int, ...]) -> StoredPart:
+        """Find an array.
 
         Args:
             name: Without the prefix.
             shape: The shape that it must have.
 
         Raises:
-            BadInput: There is no such array, or it has another shape, integers, or numbers that are not finite.
+            BadInput: There is no such array, or it has another shape, or integers.
         """
-        if name not in self._places:
+        if name not in self._parts:
             raise BadInput(f"the weights in '{self.folder}' lack the array '{name}', which its config asks for")
-        self._unread.discard(name)
-        file, full_name = self._places[name]
-        view = file.get_slice(full_name)
-        if view.get_dtype() not in FLOAT_TYPES:
+        self._unused.discard(name)
+        part = self._parts[name]
+        if part.type_name not in FLOAT_TYPES:
             raise BadInput(
-                f"the array '{name}' in '{self.folder}' has numbers of the type {view.get_dtype()}; quantized weights "
+                f"the array '{name}' in '{self.folder}' has numbers of the type {part.type_name}; quantized weights "
                 "cannot be read"
             )
-        if tuple(view.get_shape()) != shape:
+        if part.shape != shape:
             raise BadInput(
-                f"the array '{name}' in '{self.folder}' is {list(view.get_shape())}, its config says {list(shape)}"
+                f"the array '{name}' in '{self.folder}' is {list(part.shape)}, its config says {list(shape)}"
             )
-        array = file.get_tensor(full_name)
-        if not np.isfinite(array).all():
-            raise BadInput(f"the array '{name}' in '{self.folder}' holds numbers that are not finite")
-        return array
+        return part
 
-    def refuse_unread(self) -> None:
-        """Raise `BadInput` if the files hold arrays that were not read, since they would change the model."""
-        if self._unread:
-            names = ", ".join(f"'{name}'" for name in sorted(self._unread)[:3])
-            more = f" and {len(self._unread) - 3} more" if len(self._unread) > 3 else ""
+    def refuse_unused(self) -> None:
+        """Raise `BadInput` if the files hold arrays that were not asked for, since they would change the model."""
+        if self._unused:
+            names = ", ".join(f"'{name}'" for name in sorted(self._unused)[:3])
+            more = f" and {len(self._unused) - 3} more" if len(self._unused) > 3 else ""
             raise BadInput(f"the weights in '{self.folder}' hold {names}{more}, which its config does not provide for")
 
 
@@ -104,15 +92,3 @@ def _find_files(folder: Path) -> dict[Path, set[str]]:
     if single.is_file() and single not in files:
         raise BadInput(f"'{folder}' holds two models: '{WEIGHTS}', and the files of '{INDEX}'; remove one of them")
     return files
-
-
-def _open(path: Path) -> Any:
-    """A safetensors file, whose arrays are read on demand."""
-    try:
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise BadInput(f"'{path}' is missing, although the index names it") from None
-    except OSError as error:
-        raise BadInput(f"'{path}' cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"'{path}' is damaged or cut off: {error}") from None

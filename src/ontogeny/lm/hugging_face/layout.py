@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, init_weights
 from ontogeny.content.transformer_block import BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput
 from ontogeny.lm.hugging_face.array_files import ArrayFiles
+from ontogeny.runs.stored_arrays import StoredArray
 
 LM_HEAD = "lm_head.weight"
 
@@ -93,60 +92,66 @@ def find_layout(config: TransformerConfig) -> ArrayLayout:
     return GPT2 if config.positions == "learned" else LLAMA
 
 
-def build_weights(config: TransformerConfig, files: ArrayFiles, dtype: DTypeLike = np.float32) -> TransformerWeights:
-    """Builds the weights of a model from the arrays of its files.
+def find_weights(config: TransformerConfig, files: ArrayFiles, weight_type: str | None = None) -> TransformerWeights:
+    """Finds the weights of a model among the arrays of its files, which are read when they are needed.
 
     Args:
         config: From the folder's `config.json`.
         files: The arrays.
-        dtype: Type of the weights.
+        weight_type: Type in which the kernels keep matrices; None for that of the file.
+
+    Returns:
+        Weights whose leaves are `StoredArray`.
 
     Raises:
         BadInput: An array is absent, has another shape, or is not provided for by the config.
     """
     layout = find_layout(config)
-
-    def read(names: list[str], widths: list[int], template: Any) -> jax.Array | None:
-        """One array of ours from those that stand side by side in it."""
-        if template is None:
-            return None
-        columns = []
-        for name, width in zip(names, widths, strict=True):
-            is_matrix = len(template.shape) == 2
-            shape = (*template.shape[:-1], width)
-            stored = files.read(name, shape[::-1] if is_matrix and layout.has_outputs_first else shape)
-            stored = stored.T if is_matrix and layout.has_outputs_first else stored
-            columns.append(np.asarray(stored, dtype))
-        return jnp.asarray(columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1))
-
-    def read_part(template: Linear | Norm, names: list[str], widths: list[int]) -> Any:
-        arrays: Any = (read([f"{name}.{kind}" for name in names], widths, leaf) for kind, leaf in _leaves(template))
-        return type(template)(*arrays)
-
     template = jax.eval_shape(partial(init_weights, config=config), jax.random.key(0))
+    vocabulary = template.embedding.shape
+    tied = [name for name in (layout.embedding, LM_HEAD) if name in files] if config.tie_embeddings else []
+    embeddings = [files.find(name, vocabulary) for name in tied or [layout.embedding]]
+    weight_type = weight_type or (embeddings[0].dtype.name if embeddings[0].dtype.itemsize == 2 else "float32")
+
+    def find(names: list[str], widths: list[int], like: Any) -> StoredArray | None:
+        """One array of ours from those that stand side by side in it."""
+        if like is None:
+            return None
+        is_transposed = len(like.shape) == 2 and layout.has_outputs_first
+        shapes = [(*like.shape[:-1], width) for width in widths]
+        parts = [
+            files.find(name, shape[::-1] if is_transposed else shape) for name, shape in zip(names, shapes, strict=True)
+        ]
+        return StoredArray(parts, weight_type, is_transposed)
+
+    def find_part(like: Linear | Norm, names: list[str], widths: list[int]) -> Any:
+        arrays: Any = (find([f"{name}.{kind}" for name in names], widths, leaf) for kind, leaf in _leaves(like))
+        return type(like)(*arrays)
+
     blocks = []
     for layer, weights_of_layer in enumerate(template.blocks):
         parts: dict[str, Any] = {
-            entry.field: read_part(entry.part, entry.names, entry.widths)
+            entry.field: find_part(entry.part, entry.names, entry.widths)
             for entry in _parts(config, layer, weights_of_layer)
         }
         blocks.append(BlockWeights(**parts))
-    head = None
-    if config.tie_embeddings:
-        embedding = _read_tied(layout, files, template.embedding.shape, dtype)
-    else:
-        embedding = jnp.asarray(np.asarray(files.read(layout.embedding, template.embedding.shape), dtype))
-        head = jnp.asarray(np.asarray(files.read(LM_HEAD, template.embedding.shape), dtype))
-    positions = None
+    positions: Any = None
     if layout.positions is not None and template.positions is not None:
-        positions = jnp.asarray(np.asarray(files.read(layout.positions, template.positions.shape), dtype))
-    norm = read_part(template.norm, [layout.norm], [config.width])
-    files.refuse_unread()
-    return TransformerWeights(embedding, positions, tuple(blocks), norm, head)
+        positions = StoredArray([files.find(layout.positions, template.positions.shape)], weight_type)
+    head: Any = None if config.tie_embeddings else StoredArray([files.find(LM_HEAD, vocabulary)], weight_type)
+    norm = find_part(template.norm, [layout.norm], [config.width])
+    files.refuse_unused()
+    arrays: list[Any] = [StoredArray([part], weight_type) for part in embeddings]
+    if len(arrays) == 2 and not arrays[0].equals(arrays[1]):
+        raise BadInput(
+            f"in '{files.folder}', '{LM_HEAD}' differs from '{layout.embedding}', although the config ties them "
+            "(tie_word_embeddings)"
+        )
+    return TransformerWeights(arrays[0], positions, tuple(blocks), norm, head)
 
 
 def to_arrays(config: TransformerConfig, weights: TransformerWeights) -> dict[str, np.ndarray]:
-    """The arrays of `model.safetensors` in float32, by name; the inverse of `build_weights`."""
+    """The arrays of `model.safetensors` in float32, by name; the inverse of `find_weights`."""
     layout = find_layout(config)
     arrays: dict[str, Any] = {layout.embedding: weights.embedding}
     if layout.positions is not None:
@@ -186,15 +191,3 @@ def _parts(config: TransformerConfig, layer: int, weights_of_layer: BlockWeights
         if field == "attn_qkv" and len(names) == 3:
             widths = [config.num_heads * D, config.kv_heads * D, config.kv_heads * D]
         yield LayerPart(field, part, [layout.layer.format(layer) + name for name in names], widths)
-
-
-def _read_tied(layout: ArrayLayout, files: ArrayFiles, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    """The embedding that is also the output weights; it may be stored under either name, or under both."""
-    names = [name for name in (layout.embedding, LM_HEAD) if name in files] or [layout.embedding]
-    stored = [files.read(name, shape) for name in names]
-    if len(stored) == 2 and not np.array_equal(stored[0], stored[1]):
-        raise BadInput(
-            f"in '{files.folder}', '{LM_HEAD}' differs from '{layout.embedding}', although the config ties them "
-            "(tie_word_embeddings)"
-        )
-    return jnp.asarray(np.asarray(stored[0], dtype))

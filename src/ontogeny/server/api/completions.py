@@ -14,6 +14,7 @@ from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import LogitAdjustments
 from ontogeny.errors import StorageUnavailable
+from ontogeny.kernels.packing import weight_type_of
 from ontogeny.runs.records import encode_line
 from ontogeny.server.api import candidates, context, errors, protocol, teaching
 from ontogeny.server.api.bodies import BodyRoute, compute
@@ -135,6 +136,7 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     details: dict[str, Any] = {"kind": deployment.kind, "mode": mode, "trained_digest": deployment.digest}
     if isinstance(deployment, LanguageDeployment):
         details["context_length"] = deployment.engine.max_sequence_length  # tokens that an answer can depend on
+        details["weights"] = weight_type_of(deployment.model.weights)
         details["computed_by"] = deployment.engine.path  # bits differ between numba's kernels and XLA's programs
     description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
     return description | {"ontogeny": details}

@@ -30,6 +30,7 @@ from ontogeny.engine.requests import (
 )
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
+from ontogeny.lm import weight_types
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import begin_prompt
 from ontogeny.server.fair_executor import wait_for_call
@@ -123,7 +124,7 @@ class TextSessions(SessionManager[TextSession]):
     ) -> None:
         super().__init__(name, store, num_threads=NUM_THREADS, max_waiting=max_waiting)
         self._model, self._engine = model, engine
-        self.trained_digest = trees.digest(model.weights)
+        self.trained_digest = weight_types.digest(model.weights)
         self.epoch = 0
         self._deleted_digests: frozenset[str] = frozenset()  # when activations were last dropped
         self._activations_lock = threading.Lock()  # while states with activations are written
