@@ -18,7 +18,7 @@ from ontogeny.kernels import layout
 from ontogeny.kernels.layout import PAIR, PANEL, WEIGHT_TYPES
 
 MAX_INT8, MAX_FLOAT16 = 127, 65504.0
-PIECE_SIZE = 1 << 22  # numbers of an embedding that are packed at a time
+PIECE_SIZE = 1 << 20  # numbers of an embedding that are packed at a time
 POSITIONS_PER_PIECE = 4096  # for which cosines and sines are computed at a time
 
 
