@@ -143,12 +143,12 @@ def measure(folder: Path, weights: str, streams: list[int], max_tokens: int, rou
     letters = np.random.default_rng(0).integers(97, 123, (max(streams), PROMPT_TOKENS))
     for num_streams in streams:
         texts = [bytes(prompt.tolist()).decode() for prompt in letters[:num_streams]]
-        times = []
+        times, count = [], 0
         for _ in range(rounds + 1):
             started_at = time.perf_counter()
             completions = generate.generate(model, texts, max_tokens=max_tokens, sampling_params=greedy)
             times.append(time.perf_counter() - started_at)
-        count = sum(len(completion.tokens) for completion in completions)
+            count = sum(len(completion.tokens) for completion in completions)
         speeds = [count / duration for duration in times[1:]]
         record = {"name": f"{name}, generation, {num_streams} stream{'s' * (num_streams > 1)}"}
         record |= {"value": round(statistics.median(speeds), 1), "unit": "tokens/s"}
