@@ -101,8 +101,8 @@ def read_checkpoint_step(folder: Path) -> tuple[int, int] | None:
 
 def _load_hugging_face(folder: Path, weight_type: str | None) -> LanguageModel:
     """The model in a folder of Hugging Face."""
-    kept_type = None if weight_type in (None, weight_types.AS_IN_FILE) else weight_type
-    config, stored, tokenizer = hugging_face.read_folder(folder, kept_type)
+    storage_type = None if weight_type in (None, weight_types.AS_IN_FILE) else weight_type
+    config, stored, tokenizer = hugging_face.read_folder(folder, storage_type)
     template = read_chat_template(folder)
     if weight_type is None:
         loaded = weight_types.load_arrays(str(folder), stored)
@@ -142,13 +142,13 @@ def read_base(folder: Path, config: TransformerConfig) -> TransformerWeights | N
 def _find_weights(folder: Path, config: TransformerConfig, name: str, weight_type: str) -> TransformerWeights:
     """The weights of a run as arrays in its file."""
     parts = checkpoint.find_arrays(folder, name)
-    kept_type = "float32" if weight_type == weight_types.AS_IN_FILE else weight_type
+    storage_type = "float32" if weight_type == weight_types.AS_IN_FILE else weight_type
 
     def find(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> StoredArray:
         part = parts.get(jax.tree_util.keystr(path, simple=True, separator="."))
         if part is None or part.shape != leaf.shape or part.type_name != "F32":
             raise BadInput(f"the weights in '{folder}' do not fit the config of the run")
-        return StoredArray([part], kept_type)
+        return StoredArray([part], storage_type)
 
     return jax.tree_util.tree_map_with_path(find, _init_weights.eval_shape(jax.random.key(0), config))
 

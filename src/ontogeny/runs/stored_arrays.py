@@ -100,13 +100,13 @@ class StoredArray:
         assert len(self._parts) == 1 and not self._is_transposed, "only rows that are stored side by side can be read"
         return self._parts[0].read(rows)
 
-    def equals(self, other: "StoredArray") -> bool:
+    def equals(self, array: "StoredArray") -> bool:
         """Whether another array has equal numbers; both are stored as they are."""
-        if self.shape != other.shape:
+        if self.shape != array.shape:
             return False
         num_rows = max(PIECE_SIZE // int(np.prod(self.shape[1:])), 1)
         pieces = (slice(first, first + num_rows) for first in range(0, self.shape[0], num_rows))
-        return all(np.array_equal(self[piece], other[piece]) for piece in pieces)
+        return all(np.array_equal(self[piece], array[piece]) for piece in pieces)
 
 
 def list_parts(path: Path) -> dict[str, StoredPart]:
