@@ -276,7 +276,7 @@ def read_as_bfloat16(folder):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
-def test_weights_are_kept_in_the_type_of_the_file_or_in_another_one(family, tmp_path):
+def test_weights_stay_in_the_type_of_the_file_or_in_another_one(family, tmp_path):
     pytest.importorskip("numba")
     folder = read_as_bfloat16(copy_folder(family, tmp_path))
     arrays = models.load(folder)
