@@ -6,7 +6,7 @@ OUT ?= studies/default
 # The extra that the tests need: `dev` for all tests, `core` for the tests of the core.
 EXTRA ?= dev
 
-.PHONY: help study test test-slow test-optional lint docs bench parity golden clean
+.PHONY: help study test test-slow test-optional lint docs bench parity peers golden clean
 
 help:
 	@echo "make study          develop, evaluate and report: the page is $(OUT)/report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint           ruff and pyright"
 	@echo "make docs           the documentation site: docs/_build/html/index.html"
 	@echo "make bench          the main benchmarks, one JSON line per figure"
+	@echo "make peers          environments of CTranslate2 and llama.cpp for benchmarks/lm_generate.py"
 	@echo "make parity         language models beside torch and transformers, in an environment of their own"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -104,10 +105,28 @@ parity: $(PARITY)/.installed
 	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py tests/test_harness.py \
 		tests/test_serve_http.py::test_lm_eval_runs_on_the_server
 
+# Each peer of benchmarks/lm_generate.py has an environment of its own. llama-cpp-python is compiled, which needs a
+# compiler of C++ and takes minutes.
+PEERS := .venv-peers
+
+$(PEERS)/ctranslate2/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check ctranslate2==4.8.5 numpy safetensors
+	@touch $@
+
+$(PEERS)/llama-cpp/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-binary llama-cpp-python \
+		llama-cpp-python==0.3.36 gguf==0.19.0 numpy safetensors
+	@touch $@
+
+peers: $(PEERS)/ctranslate2/.installed $(PEERS)/llama-cpp/.installed
+	@echo "benchmarks/lm_generate.py --ctranslate2 $(PEERS)/ctranslate2/bin/python --llama-cpp $(PEERS)/llama-cpp/bin/python"
+
 golden: $(PARITY)/.installed
 	$(PARITY)/bin/python tests/golden/make_models.py
 	$(PARITY)/bin/python tests/golden/make_harness.py
 	$(PARITY)/bin/python tests/golden/make_chat.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(OPTIONAL) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(OPTIONAL) build .pytest_cache .ruff_cache .hypothesis
