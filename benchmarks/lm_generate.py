@@ -7,10 +7,10 @@
 `ontogeny.engine.generate.generate` takes text and returns text; the peers take tokens and return tokens. All decode
 greedily, so that their tokens can be compared (`same_tokens`); the random weights are numbers that bfloat16 has, so
 that float32 and bfloat16 are the same model. Peers compute in float32. Rounds of all alternate, after one that compiles
-or loads; values are medians. On a busy machine the threads of the peers wait for each other: `--cores 1` gives each side
-one thread, and `cpu_ratio` compares processor seconds. transformers needs torch (`make parity` builds an environment
-that has both); the others run in processes of their own, with the Python of the environments that `make peers` builds.
-A peer that is absent is left out.
+or loads; values are medians. On a busy machine the threads of the peers wait for each other: `--cores 1` gives each
+side one thread, and `cpu_ratio` compares processor seconds. transformers needs torch (`make parity` builds an
+environment that has both); the others run in processes of their own, with the Python of the environments that `make
+peers` builds. A peer that is absent is left out.
 
 The last lines are the bandwidth of memory (a dot product of 256 MiB) and the rate of a large float32 product by NumPy,
 with the share of each that decode reaches: weights that are read, and operations of their products, per second.

@@ -4,7 +4,8 @@
 
 `make peers` builds an environment for each. The program converts the folder of Hugging Face, which must be a GPT-2 in
 float32, writes one line when it is ready, and then answers each line of its input, a JSON object with `prompts` (lists
-of tokens of equal length) and `max_tokens`, with one line: `tokens`, which were generated greedily, `seconds` and `cpu_seconds`.
+of tokens of equal length) and `max_tokens`, with one line: `tokens`, which were generated greedily, `seconds` and
+`cpu_seconds`.
 """
 
 import argparse
