@@ -87,16 +87,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write_model(folder)
-        ours = {name: load_ours(folder, name) for name in arguments.weights}
+        loaded = {name: load_ours(folder, name) for name in arguments.weights}
         peers = start_peers(folder, arguments.cores, arguments.ctranslate2, arguments.llama_cpp)
         speeds = {}
         letters = np.random.default_rng(0).integers(97, 123, (max(arguments.streams), PROMPT_TOKENS))
         for num_streams in arguments.streams:
-            sides = {name: partial(generate_ours, model) for name, model in ours.items()} | peers
+            sides = {name: partial(generate_ours, model) for name, model in loaded.items()} | peers
             turns = alternate(sides, letters[:num_streams], arguments.rounds)
-            for name in ours:
+            for name in loaded:
                 speeds[name, num_streams] = report(name, list(peers), turns, num_streams, arguments)
-    report_shares(ours, speeds, arguments.cores)
+    report_shares(loaded, speeds, arguments.cores)
 
 
 def write_model(folder: Path) -> None:
@@ -140,20 +140,20 @@ def report(
 ) -> float:
     """Prints a record for each peer, and returns our tokens per second."""
     count = MAX_TOKENS * num_streams
-    own = turns[weights]
-    speeds = [count / turn.seconds for turn in own]
-    seconds, cpu_seconds = (statistics.median(times) for times in zip(*(turn[1:] for turn in own), strict=True))
+    baseline = turns[weights]
+    speeds = [count / turn.seconds for turn in baseline]
+    seconds, cpu_seconds = (statistics.median(times) for times in zip(*(turn[1:] for turn in baseline), strict=True))
     name = f"lm_generate: {num_streams} stream{'s' * (num_streams > 1)}"
     record: dict[str, Any] = {"name": name if weights == "float32" else f"{name}, weights in {weights}"}
     record |= {"value": round(count / seconds, 1), "unit": "tokens/s"}
-    record |= {"se": round(mean_interval(speeds).standard_error, 1) if len(own) > 1 else None}
+    record |= {"se": round(mean_interval(speeds).standard_error, 1) if len(baseline) > 1 else None}
     setting = SHAPE | {"vocab_size": VOCAB_SIZE, "prompt_tokens": PROMPT_TOKENS, "max_tokens": MAX_TOKENS}
     setting |= {"rounds": arguments.rounds, "cores": arguments.cores, "weights": weights}
     details = {"path": kernels.describe_path(), "cpu_seconds": round(cpu_seconds, 3), "seconds": round(seconds, 3)}
     for peer in peers:
-        ratios = [b.seconds / a.seconds for a, b in zip(own, turns[peer], strict=True)]
-        cpu_ratios = [b.cpu_seconds / a.cpu_seconds for a, b in zip(own, turns[peer], strict=True)]
-        equal = np.mean(np.array(own[-1].tokens) == np.array(turns[peer][-1].tokens))
+        ratios = [b.seconds / a.seconds for a, b in zip(baseline, turns[peer], strict=True)]
+        cpu_ratios = [b.cpu_seconds / a.cpu_seconds for a, b in zip(baseline, turns[peer], strict=True)]
+        equal = np.mean(np.array(baseline[-1].tokens) == np.array(turns[peer][-1].tokens))
         peer_seconds = statistics.median(turn.seconds for turn in turns[peer])
         compared = {"peer": peer, "peer_value": round(count / peer_seconds, 1)}
         compared |= {"ratio": round(statistics.median(ratios), 3), "same_tokens": round(float(equal), 4)}
@@ -165,7 +165,7 @@ def report(
     return count / seconds
 
 
-def report_shares(ours: dict[str, LanguageModel], speeds: dict[tuple[str, int], float], cores: int) -> None:
+def report_shares(loaded: dict[str, LanguageModel], speeds: dict[tuple[str, int], float], cores: int) -> None:
     """Prints the limits of the machine and the shares of them that each measurement reached."""
     vector = np.ones(BANDWIDTH_NUMBERS, np.float32)
     bandwidth = vector.nbytes / min(time_of(lambda: vector @ vector) for _ in range(7))
@@ -176,8 +176,8 @@ def report_shares(ours: dict[str, LanguageModel], speeds: dict[tuple[str, int], 
         record |= {"peer": None, "peer_value": None, "ratio": None, "setting": {"cores": cores}}
         print(json.dumps(record), flush=True)
     for (weights, num_streams), speed in speeds.items():
-        packed = pack(ours[weights].config, ours[weights].weights)
-        num_weights = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(ours[weights].weights))
+        packed = pack(loaded[weights].config, loaded[weights].weights)
+        num_weights = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(loaded[weights].weights))
         shares = {
             "memory bandwidth": packed.num_bytes * speed / num_streams / bandwidth,
             "float32 products": 2 * num_weights * speed / rate,

@@ -124,10 +124,12 @@ def build_llama_cpp(
     names = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm"}
     names |= {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
     parts = {"ln_f": "output_norm"}
-    parts |= {f"h.{n}.{ours}": f"blk.{n}.{theirs}" for n in range(config["n_layer"]) for ours, theirs in names.items()}
-    for ours, theirs in parts.items():
-        writer.add_tensor(f"{theirs}.weight", np.ascontiguousarray(arrays[f"{ours}.weight"].T))
-        writer.add_tensor(f"{theirs}.bias", arrays[f"{ours}.bias"])
+    parts |= {
+        f"h.{n}.{source}": f"blk.{n}.{target}" for n in range(config["n_layer"]) for source, target in names.items()
+    }
+    for source, target in parts.items():
+        writer.add_tensor(f"{target}.weight", np.ascontiguousarray(arrays[f"{source}.weight"].T))
+        writer.add_tensor(f"{target}.bias", arrays[f"{source}.bias"])
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     llama_cpp.llama_log_set(_ignore_log(llama_cpp), None)

@@ -43,9 +43,9 @@ def main() -> None:
             started_at = time.perf_counter()
             rounded = score(folder, weights, text)
             segment = rounded.segment_size
-            starts = np.arange(0, len(rounded.losses), segment)
             differences = rounded.losses - exact.losses
-            means = np.add.reduceat(differences, starts) / np.diff([*starts, len(differences)])
+            parts = range(0, len(differences), segment)
+            means = np.array([differences[first : first + segment].mean() for first in parts])
             record = {"name": f"lm_weights: {folder.name}, {weights}", "value": round(rounded.perplexity.mean, 4)}
             record |= {
                 "unit": "perplexity",
