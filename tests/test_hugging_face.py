@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from ontogeny import kernels, memory, trees
 from ontogeny.engine import generate
+from ontogeny.engine.grammar import compile_json_schema
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.kernels import packing
@@ -205,6 +206,25 @@ def test_the_tokens_that_end_an_answer_are_those_of_the_generation_config(tmp_pa
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "21"}))
     with pytest.raises(BadInput, match="eos_token_id is '21'"):
         models.load(folder)
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_an_end_token_that_only_the_config_names_ends_documents_and_answers_in_json(tmp_path, is_special):
+    folder = copy_folder("llama2", tmp_path)
+    expected = models.load(folder).tokenizer
+    (folder / "tokenizer_config.json").unlink()
+    if not is_special:
+        settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        for word in settings["added_tokens"]:
+            word["special"] = False
+        (folder / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = models.load(folder).tokenizer
+    assert (tokenizer.end, tokenizer.end_name) == (expected.end, "</s>") and tokenizer.end_tokens == expected.end_tokens
+    constraint = compile_json_schema({"const": "</s>"}, tokenizer)
+    tokens = []
+    while tokenizer.end not in tokens:
+        tokens.append(int(np.argmax(constraint.find_allowed_tokens(tokens))))
+    assert json.loads(tokenizers.decode(tokenizer, tokens[:-1])) == "</s>"
 
 
 def test_words_of_added_tokens_are_part_of_the_vocabulary(tmp_path):

@@ -88,7 +88,8 @@ class _TokenizerTable:
     """A tokenizer as llguidance reads it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        words = [tokenizer.bytes_of(token) for token in range(tokenizer.size)]
+        ends = tokenizer.end_tokens  # some folders do not mark them as special, and then they have bytes
+        words = [b"" if token in ends else tokenizer.bytes_of(token) for token in range(tokenizer.size)]
         self.eos_token_id, self.bos_token_id, self._encode = tokenizer.end, None, tokenizer.encode
         self.special_token_ids = [token for token, text in enumerate(words) if not text]
         self.tokens = [text or f"<|{token}|>".encode() for token, text in enumerate(words)]

@@ -174,7 +174,7 @@ class SpecialTokens(NamedTuple):
 
     Attributes:
         start: The name of the token that stands before a document; None where there is none.
-        end: The name of the token that ends a document.
+        end: The name of the token that ends a document; where the vocabulary lacks it, the first of `end_tokens` does.
         end_tokens: Numbers of further tokens that end an answer.
     """
 
@@ -201,14 +201,14 @@ class BPETokenizer:
         self._library = library
         vocabulary, added = library.get_vocab(), library.get_added_tokens_decoder()
         self.size = max(vocabulary.values()) + 1
-        self.end: int | None = _find_token(library, special_tokens.end)
-        start = _find_token(library, special_tokens.start)
+        ends = [token for token in special_tokens.end_tokens if token < self.size]
+        end, start = (_find_token(library, name) for name in (special_tokens.end, special_tokens.start))
+        self.end: int | None = next(iter(ends), None) if end is None else end
         self.start: int | None = self.end if start is None else start
-        self.end_name = None if self.end is None else special_tokens.end
+        self.end_name = None if self.end is None else library.id_to_token(self.end)
         self.start_name = self.end_name if start is None else special_tokens.start
         self.prefix = _find_prefix(library)
-        ends = {*special_tokens.end_tokens} | (set() if self.end is None else {self.end})
-        self.end_tokens = frozenset(token for token in ends if token < self.size)
+        self.end_tokens = frozenset([*ends, *([] if self.end is None else [self.end])])
         self._is_splittable = _is_splittable(library)
         to_bytes = _byte_level_bytes if _is_byte_level(library) else _sentencepiece_bytes
         self._bytes = [b""] * self.size
