@@ -18,6 +18,7 @@ from ontogeny.kernels import packing
 from ontogeny.lm import evaluation, hugging_face, weight_types
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.hugging_face.special_tokens import read_special_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -225,6 +226,62 @@ def test_an_end_token_that_only_the_config_names_ends_documents_and_answers_in_j
     while tokenizer.end not in tokens:
         tokens.append(int(np.argmax(constraint.find_allowed_tokens(tokens))))
     assert json.loads(tokenizers.decode(tokenizer, tokens[:-1])) == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("family", "num_kv_heads", "context_length"),
+    [("llama", 32, 2048), ("mistral", 8, 131072), ("qwen2", 32, 32768), ("qwen3", 32, 32768), ("smollm3", 4, 32768)],
+)
+def test_settings_that_are_absent_are_the_defaults_of_their_class(family, num_kv_heads, context_length, tmp_path):
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    settings = {"model_type": family, "num_attention_heads": 32, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = hugging_face.read_config(tmp_path)
+    assert (config.kv_heads, config.context_length) == (num_kv_heads, context_length)
+    assert config.sliding_window == (4096 if family == "mistral" else None)
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_key_value_heads": None}))
+    assert hugging_face.read_config(tmp_path).kv_heads == 32
+
+
+def test_types_of_layers_are_accepted_where_they_say_what_the_family_does(tmp_path):
+    folder = copy_folder("llama2", tmp_path)
+    config = hugging_face.read_config(folder)
+    change_config(folder, layer_types=["full_attention"] * config.num_layers)
+    assert hugging_face.read_config(folder) == config
+    change_config(folder, layer_types=["sliding_attention"] * config.num_layers)
+    with pytest.raises(BadInput, match="layer_types that are not all full_attention"):
+        hugging_face.read_config(folder)
+    folder = copy_folder("mistral", tmp_path)
+    config = hugging_face.read_config(folder)
+    change_config(folder, layer_types=["sliding_attention"] * config.num_layers)
+    assert hugging_face.read_config(folder) == config
+    change_config(folder, layer_types=["full_attention"] * config.num_layers)
+    with pytest.raises(BadInput, match="layer_types that are not all sliding_attention"):
+        hugging_face.read_config(folder)
+
+
+def test_special_tokens_are_read_from_their_map_where_transformers_reads_it(tmp_path):
+    folder = copy_folder("gpt2", tmp_path)
+    name = "<|other|>"
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": name}, "bos_token": name}))
+    special_tokens = read_special_tokens(folder)
+    assert special_tokens.end == special_tokens.start == name
+    change_json(folder / "tokenizer_config.json", added_tokens_decoder={})
+    assert read_special_tokens(folder).end != name
+
+
+def test_a_written_folder_has_the_chat_template(tmp_path):
+    folder = copy_folder("qwen3", tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ pad_token }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    change_json(folder / "tokenizer_config.json", pad_token="<pad>")
+    model = models.load(folder)
+    hugging_face.write_folder(tmp_path / "written", *model[:3], model.chat_template)
+    message = [{"role": "user", "content": "hello"}]
+    for template in (model.chat_template, models.load(tmp_path / "written").chat_template):
+        assert template is not None and template.render(message).endswith("hello<pad>")
+        assert template.render(message, tools=[{"type": "function"}]) == "tools"
 
 
 def test_words_of_added_tokens_are_part_of_the_vocabulary(tmp_path):

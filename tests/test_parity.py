@@ -24,6 +24,7 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import evaluation, hugging_face
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.hugging_face import config_file
 
 FOLDER = Path(__file__).parent / "golden"
 FAMILIES = ("gpt2", "llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
@@ -232,6 +233,8 @@ SHAPES = {
     "llama, scaled": {"rope_scaling": LLAMA3_SCALING, "rope_base": 300.0, "use_mlp_biases": True},
     "llama, wide heads": {"head_size": 10, "tie_embeddings": False, "rope_scaling": LLAMA3_SCALING},
     "mistral": {"sliding_window": 5, "sliding_layers": (0, 1, 2), "num_kv_heads": 2},
+    "qwen2, wide heads": {"use_qkv_biases": True, "head_size": 6},
+    "smollm3, wide heads": {"unrotated_layers": (1,), "head_size": 6},
     "qwen2": {"use_qkv_biases": True, "sliding_window": 5, "sliding_layers": (1, 2)},
     "qwen3": {"qk_norm": True, "head_size": 6, "sliding_window": 9, "sliding_layers": (2,)},
     "smollm3": {"unrotated_layers": (1,), "num_kv_heads": 2, "sliding_window": 4, "sliding_layers": (1,)},
@@ -250,6 +253,26 @@ def test_transformers_computes_the_same_logits_for_every_family(tmp_path, name):
     tokens = jnp.asarray(tokenizer.encode(TEXT)[:60])[None]
     assert trees.bitwise_equal(model.weights, weights)
     assert np.array_equal(forward(model.config, model.weights, tokens)[0], logits)
+
+
+@pytest.mark.parametrize("family", config_file.DEFAULTS)
+def test_settings_that_a_file_does_not_say_are_those_of_transformers(tmp_path, family):
+    if os.environ.get("ONTOGENY_REQUIRE_TORCH") != "1":
+        pytest.importorskip("torch", reason="`make parity` installs torch")
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    settings = {"model_type": family, "num_attention_heads": 32, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = hugging_face.read_config(tmp_path)
+    peer = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (config.kv_heads, config.context_length) == (peer.num_key_value_heads, peer.max_position_embeddings)
+    assert config.size_of_head == (getattr(peer, "head_dim", None) or 64 // 32)
+    assert (config.rope_base, config.tie_embeddings) == (
+        peer.rope_parameters["rope_theta"],
+        peer.tie_word_embeddings,
+    )
+    assert config.sliding_window == (4096 if family == "mistral" else None)
 
 
 @pytest.mark.filterwarnings("ignore")

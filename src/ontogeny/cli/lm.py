@@ -240,7 +240,7 @@ def export(
     from ontogeny.lm import hugging_face
 
     model = _load(run, best)
-    typer.echo(f"wrote {hugging_face.write_folder(out, model.config, model.weights, model.tokenizer)}")
+    typer.echo(f"wrote {hugging_face.write_folder(out, *model[:3], model.chat_template)}")
 
 
 def evaluate(

@@ -17,9 +17,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.files import read_json
+from ontogeny.lm.tokenizer_settings import TOKENIZER_CONFIG, read_tokenizer_settings
+from ontogeny.runs.files import write_bytes
 
-TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 FURTHER_TEMPLATES, WITH_TOOLS = "additional_chat_templates", "tool_use"
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -29,6 +30,8 @@ class ChatTemplate:
 
     Attributes:
         source: Its text.
+        source_with_tools: The text of the template for conversations with tools; None where it is the same.
+        special_tokens: Texts that the template may name, such as `bos_token`.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], source_with_tools: str | None = None) -> None:
@@ -36,13 +39,13 @@ class ChatTemplate:
 
         Args:
             source: The text of the template.
-            special_tokens: Texts that the template may name, such as `bos_token`.
-            source_with_tools: The text of a template for conversations with tools, if the model has one.
+            special_tokens: The attribute.
+            source_with_tools: The attribute.
 
         Raises:
             BadInput: It is no template.
         """
-        self.source, self._special_tokens = source, dict(special_tokens)
+        self.source, self.source_with_tools, self.special_tokens = source, source_with_tools, dict(special_tokens)
         try:
             self._template = self._template_with_tools = _environment().from_string(source)
             if source_with_tools is not None:
@@ -72,7 +75,7 @@ class ChatTemplate:
         template = self._template_with_tools if tools else self._template
         try:
             return template.render(
-                **self._special_tokens,
+                **self.special_tokens,
                 messages=[dict(message) for message in messages],
                 tools=list(tools) if tools else None,
                 documents=None,
@@ -89,7 +92,7 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     Raises:
         BadInput: A file is damaged.
     """
-    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    settings = read_tokenizer_settings(folder)
     source = settings.get("chat_template")
     if isinstance(source, list):  # several templates, by name
         templates = {part.get("name"): part.get("template") for part in source if isinstance(part, dict)}
@@ -104,6 +107,14 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     if not all(source is None or isinstance(source, str) for source in sources):
         raise BadInput(f"'{folder / TOKENIZER_CONFIG}' is damaged: its chat template is no text")
     return None if sources[0] is None else ChatTemplate(sources[0], _special_tokens(settings), sources[1])
+
+
+def write_chat_template(folder: Path, template: ChatTemplate) -> None:
+    """Write the files that `read_chat_template` reads, except the special tokens."""
+    write_bytes(folder / TEMPLATE_FILE, template.source.encode())
+    if template.source_with_tools is not None:
+        (folder / FURTHER_TEMPLATES).mkdir()
+        write_bytes(folder / FURTHER_TEMPLATES / f"{WITH_TOOLS}.jinja", template.source_with_tools.encode())
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

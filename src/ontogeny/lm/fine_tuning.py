@@ -15,11 +15,13 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.chat_template import write_chat_template
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.model import INITIAL, LanguageModel
 from ontogeny.lm.tokenizer import BPETokenizer, SpecialTokens
+from ontogeny.lm.tokenizer_settings import TOKENIZER_CONFIG
 from ontogeny.runs import checkpoint
-from ontogeny.runs.files import write_bytes
+from ontogeny.runs.files import write_bytes, write_json
 
 FIXED_SETTINGS = ("size", "architecture", "tokenizer", "vocab_size", "num_layers", "num_heads", "num_kv_heads", "width")
 MAX_CONTEXT_LENGTH = 1024  # by default; attention needs memory that grows with its square
@@ -66,6 +68,9 @@ def write_base(folder: Path, base: LanguageModel, context_length: int) -> tuple[
         weights = weights._replace(positions=weights.positions[:context_length])
     checkpoint.save(folder, INITIAL, weights, {}, write_once=True)
     write_bytes(folder / tokenizers.FILE, base.tokenizer.as_json().encode())
+    if base.chat_template is not None:
+        write_chat_template(folder, base.chat_template)
+        write_json(folder / TOKENIZER_CONFIG, base.chat_template.special_tokens)
     details: dict[str, Any] = {}
     if isinstance(base.tokenizer, BPETokenizer):
         names = base.tokenizer.start_name, base.tokenizer.end_name, tuple(sorted(base.tokenizer.end_tokens))

@@ -77,7 +77,7 @@ def load(
     is_padded = tokenizer.size < config.vocab_size and "special_tokens" in read_description(folder).details
     if tokenizer.size != config.vocab_size and not is_padded:  # the vocabulary of a fine-tuned model may be padded
         raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
-    return LanguageModel(config, loaded, tokenizer, folder)
+    return LanguageModel(config, loaded, tokenizer, folder, read_chat_template(folder))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -7,7 +7,7 @@ Both spellings of rotary positions are read: `rope_theta` with `rope_scaling`, a
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ontogeny.content.transformer import TransformerConfig, validate_config
 from ontogeny.content.transformer_block import RopeScaling
@@ -66,6 +66,9 @@ class ConfigFile:
         """The value of a setting; the default where it is absent."""
         self._read_names.add(name)
         return self._settings.get(name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._settings
 
     def integer(self, name: str, default: int | None = None, maximum: int = MAX_SIZE) -> int:
         """The value of a positive integer; null stands for the default."""
@@ -164,25 +167,47 @@ def _read_gpt2(file: ConfigFile) -> TransformerConfig:
     )
 
 
-def _read_rotary(
-    file: ConfigFile, *, tie_embeddings: bool = False, head_size: int | None = None, rope_base: float = 10000.0
-) -> TransformerConfig:
-    """What Llama and its relatives have in common.
+class RotaryDefaults(NamedTuple):
+    """The settings that `transformers` 5.24 gives to a relative of Llama whose file does not say them.
 
-    Args:
-        rope_base: Where the file does not say it.
-        tie_embeddings: Where the file does not say it.
-        head_size: Where the file does not say it; None for width / number of heads.
+    Attributes:
+        context_length: `max_position_embeddings`.
+        num_kv_heads: `num_key_value_heads`, where it is absent; null stands for as many as of queries, as does None.
+        num_heads: `num_attention_heads`.
+        head_size: `head_dim`; None for width / number of heads.
+        rope_base: `rope_theta`.
+        tie_embeddings: `tie_word_embeddings`.
     """
+
+    context_length: int
+    num_kv_heads: int | None
+    num_heads: int = 32
+    head_size: int | None = None
+    rope_base: float = 10000.0
+    tie_embeddings: bool = False
+
+
+DEFAULTS = {
+    "llama": RotaryDefaults(2048, None),
+    "mistral": RotaryDefaults(131072, 8),
+    "qwen2": RotaryDefaults(32768, 32),
+    "qwen3": RotaryDefaults(32768, 32, head_size=128),
+    "smollm3": RotaryDefaults(32768, 4, num_heads=16, rope_base=2000000.0, tie_embeddings=True),
+}
+
+
+def _read_rotary(file: ConfigFile) -> TransformerConfig:
+    """What Llama and its relatives have in common."""
+    defaults = DEFAULTS[file.family]
     file.choice("hidden_act", "silu", GATES)
     file.choice("partial_rotary_factor", 1.0, (1.0, None))
-    num_heads = file.integer("num_attention_heads", 32)
-    rope_base, rope_scaling = _read_rope(file, rope_base)
-    if file.get("head_dim") is not None:
-        head_size = file.integer("head_dim")
+    num_heads = file.integer("num_attention_heads", defaults.num_heads)
+    num_kv_heads = num_heads if "num_key_value_heads" in file else defaults.num_kv_heads or num_heads
+    rope_base, rope_scaling = _read_rope(file, defaults.rope_base)
+    head_size = defaults.head_size if file.get("head_dim") is None else file.integer("head_dim")
     return TransformerConfig(
         vocab_size=file.integer("vocab_size"),
-        context_length=file.integer("max_position_embeddings", maximum=MAX_CONTEXT_LENGTH),
+        context_length=file.integer("max_position_embeddings", defaults.context_length, MAX_CONTEXT_LENGTH),
         num_layers=file.integer("num_hidden_layers"),
         num_heads=num_heads,
         width=file.integer("hidden_size"),
@@ -191,11 +216,11 @@ def _read_rotary(
         norm="rms",
         activation="swiglu",
         use_biases=False,
-        tie_embeddings=file.flag("tie_word_embeddings", tie_embeddings),
+        tie_embeddings=file.flag("tie_word_embeddings", defaults.tie_embeddings),
         norm_epsilon=file.number("rms_norm_eps", 1e-6),
         rope_base=rope_base,
         rope_scaling=rope_scaling,
-        num_kv_heads=file.integer("num_key_value_heads", num_heads),
+        num_kv_heads=file.integer("num_key_value_heads", num_kv_heads),
         head_size=head_size,
     )
 
@@ -234,16 +259,19 @@ def _read_rope(file: ConfigFile, default_base: float) -> tuple[float, RopeScalin
     return base, rope_scaling
 
 
-def _read_windows(file: ConfigFile, config: TransformerConfig, sliding_layers: tuple[int, ...]) -> TransformerConfig:
+def _read_windows(
+    file: ConfigFile, config: TransformerConfig, sliding_layers: tuple[int, ...], default_window: int | None = None
+) -> TransformerConfig:
     """Adds the layers that have a sliding window.
 
     Args:
         config: The other settings.
         sliding_layers: Those of the family, unless the file names the type of each layer.
+        default_window: Where the file does not say it.
     """
-    window = file.get("sliding_window")
+    window = file.get("sliding_window", default_window)
     if window is not None:
-        window = file.integer("sliding_window", maximum=MAX_CONTEXT_LENGTH)
+        window = file.integer("sliding_window", default_window, MAX_CONTEXT_LENGTH)
     types = file.get("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != config.num_layers:
@@ -259,9 +287,19 @@ def _read_windows(file: ConfigFile, config: TransformerConfig, sliding_layers: t
     return config._replace(sliding_window=window, sliding_layers=sliding_layers)
 
 
+def _require_layer_types(file: ConfigFile, kind: str) -> None:
+    """Refuses types of layers that a family does not have, which computes all layers alike."""
+    types = file.get("layer_types")
+    if types is not None and (not isinstance(types, list) or not types or any(type_ != kind for type_ in types)):
+        raise BadInput(
+            f"'{file.path}' has layer_types that are not all {kind}, which a model of type {file.family} does not have"
+        )
+
+
 def _read_llama(file: ConfigFile) -> TransformerConfig:
     """Llama 2 and 3, SmolLM2, and others of this type."""
     config = _read_rotary(file)
+    _require_layer_types(file, "full_attention")
     has_biases = file.flag("attention_bias", False)
     return config._replace(
         use_qkv_biases=has_biases, use_out_proj_bias=has_biases, use_mlp_biases=file.flag("mlp_bias", False)
@@ -271,8 +309,9 @@ def _read_llama(file: ConfigFile) -> TransformerConfig:
 def _read_mistral(file: ConfigFile) -> TransformerConfig:
     """Mistral (Jiang et al. 2023, arXiv 2310.06825): every layer has the window."""
     config = _read_rotary(file)
-    file.get("sliding_window", 4096)
-    return _read_windows(file, config, tuple(range(config.num_layers)))
+    window = file.get("sliding_window", 4096)
+    _require_layer_types(file, "full_attention" if window is None else "sliding_attention")
+    return _read_windows(file, config, tuple(range(config.num_layers)), 4096)
 
 
 def _layers_with_optional_window(file: ConfigFile, config: TransformerConfig) -> tuple[int, ...]:
@@ -293,7 +332,7 @@ def _read_qwen2(file: ConfigFile) -> TransformerConfig:
 def _read_qwen3(file: ConfigFile) -> TransformerConfig:
     """Qwen3: norms of queries and keys."""
     has_biases = file.flag("attention_bias", False)
-    config = _read_rotary(file, head_size=128)
+    config = _read_rotary(file)
     config = config._replace(qk_norm=True, use_qkv_biases=has_biases, use_out_proj_bias=has_biases)
     return _read_windows(file, config, _layers_with_optional_window(file, config))
 
@@ -301,7 +340,7 @@ def _read_qwen3(file: ConfigFile) -> TransformerConfig:
 def _read_smollm3(file: ConfigFile) -> TransformerConfig:
     """SmolLM3: every fourth layer has no positions."""
     has_biases = file.flag("attention_bias", False)
-    config = _read_rotary(file, tie_embeddings=True, rope_base=2000000.0)
+    config = _read_rotary(file)
     interval = file.integer("no_rope_layer_interval", 4)
     default = [int((layer + 1) % interval != 0) for layer in range(config.num_layers)]
     rotated = file.get("no_rope_layers") or default  # in spite of its name, 1 stands for a layer with positions

@@ -8,14 +8,22 @@ from safetensors.numpy import save as encode
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.chat_template import ChatTemplate, write_chat_template
 from ontogeny.lm.hugging_face.array_files import WEIGHTS
 from ontogeny.lm.hugging_face.config_file import ACTIVATIONS, CONFIG
 from ontogeny.lm.hugging_face.layout import to_arrays
 from ontogeny.lm.tokenizer import Tokenizer
+from ontogeny.lm.tokenizer_settings import TOKENIZER_CONFIG
 from ontogeny.runs.files import new_folder, write_bytes, write_json
 
 
-def write_folder(folder: Path, config: TransformerConfig, weights: TransformerWeights, tokenizer: Tokenizer) -> Path:
+def write_folder(
+    folder: Path,
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None = None,
+) -> Path:
     """Write a folder that `transformers` loads, whole or not at all.
 
     Args:
@@ -23,6 +31,7 @@ def write_folder(folder: Path, config: TransformerConfig, weights: TransformerWe
         config: Of the model.
         weights: Of the model.
         tokenizer: Of the model.
+        chat_template: Of the model, if it has one.
 
     Returns:
         The folder.
@@ -36,13 +45,17 @@ def write_folder(folder: Path, config: TransformerConfig, weights: TransformerWe
         "eos_token_id": ends if len(ends) > 1 else tokenizer.end,
     }
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
+    if chat_template is not None:
+        settings |= chat_template.special_tokens
     if tokenizer.end is not None:
         settings |= {"eos_token": tokenizer.end_name, "bos_token": tokenizer.start_name}
     with new_folder(folder) as temporary:
         write_json(temporary / CONFIG, model_settings)
         write_bytes(temporary / WEIGHTS, encode(to_arrays(config, weights), metadata={"format": "pt"}))
         write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
-        write_json(temporary / "tokenizer_config.json", settings)
+        write_json(temporary / TOKENIZER_CONFIG, settings)
+        if chat_template is not None:
+            write_chat_template(temporary, chat_template)
     return folder
 
 
@@ -119,7 +132,6 @@ def _rotary_families(config: TransformerConfig) -> dict[str, tuple[str, dict[str
     biases = (config.use_qkv_biases, config.use_out_proj_bias, config.use_mlp_biases)
     has_attention_biases, has_mlp_biases = biases[0], biases[2]
     is_even = biases[0] == biases[1]  # all linear maps of attention have biases, or none has
-    has_usual_heads = config.size_of_head * config.num_heads == config.width
     every_layer = tuple(range(config.num_layers))
     is_plain = not (config.qk_norm or config.unrotated_layers)
     windows: dict[str, Any] = {"use_sliding_window": bool(config.sliding_layers), "max_window_layers": 0}
@@ -132,9 +144,9 @@ def _rotary_families(config: TransformerConfig) -> dict[str, tuple[str, dict[str
     rotated = {"no_rope_layers": [int(layer not in config.unrotated_layers) for layer in every_layer]}
     is_llama = is_plain and is_even and not config.sliding_layers
     is_mistral = is_plain and not any(biases) and config.sliding_layers == every_layer
-    is_qwen2 = is_plain and biases == (True, False, False) and has_usual_heads
+    is_qwen2 = is_plain and biases == (True, False, False)
     is_qwen3 = config.qk_norm and is_even and not has_mlp_biases and not config.unrotated_layers
-    is_smollm3 = not config.qk_norm and is_even and has_usual_heads
+    is_smollm3 = not config.qk_norm and is_even
     mlp_bias = {"mlp_bias": has_mlp_biases}
     smollm3 = windows | attention_bias | mlp_bias | rotated | {"pad_token_id": None}  # its default is a large number
     return {

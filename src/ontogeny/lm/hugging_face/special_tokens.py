@@ -6,28 +6,23 @@ from typing import Any
 from ontogeny.errors import BadInput
 from ontogeny.lm.hugging_face.config_file import CONFIG
 from ontogeny.lm.tokenizer import END, SpecialTokens
-from ontogeny.runs.files import read_json
+from ontogeny.lm.tokenizer_settings import read_optional_json, read_tokenizer_settings
 
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
-    """Read the special tokens from `tokenizer_config.json`, `generation_config.json` and `config.json`.
+    """Read the special tokens from the settings of the tokenizer, `generation_config.json` and `config.json`.
 
     Raises:
         BadInput: A file is damaged.
     """
-    settings = read_optional_json(folder / TOKENIZER_CONFIG)
+    settings = read_tokenizer_settings(folder)
     generation, model = read_optional_json(folder / GENERATION_CONFIG), read_optional_json(folder / CONFIG)
     end_tokens = _token_numbers(folder / GENERATION_CONFIG, generation.get("eos_token_id"))
     end_tokens = end_tokens or _token_numbers(folder / CONFIG, model.get("eos_token_id"))
     names = {name: _token_name(settings.get(f"{name}_token")) for name in ("bos", "eos")}
     return SpecialTokens(names["bos"], names["eos"] or END, end_tokens)
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an absent file is an empty one."""
-    return read_json(path) if path.is_file() else {}
 
 
 def _token_name(token: Any) -> str | None:
