@@ -2,6 +2,7 @@
 
 import {create, element} from "./elements.js";
 import {readKey} from "./library.js";
+import {readSaving, showSaving} from "./saving.js";
 import {getJson} from "./server.js";
 import {describeDecision, describeLearning, describeOutcome, describeTime, firstWords} from "./words.js";
 
@@ -24,12 +25,12 @@ export async function describeKnowledge(model) {
       examples.push(...page.data);
       hasMore = page.has_more;
     }
-    latest = {state, examples, hasMore};
+    latest = {state, examples, hasMore, saving: branch.mode === "online" ? await readSaving(path) : null};
   }
   return {...latest, model, branch};
 }
 
-export function showKnowledge({model, branch, examples, hasMore}) {
+export function showKnowledge({model, branch, examples, hasMore, saving}) {
   shownModel = model;
   element("state").hidden = false;
   element("mode").textContent = branch.learning ? "learning" : branch.mode === "online" ? "paused" : "does not learn";
@@ -39,6 +40,7 @@ export function showKnowledge({model, branch, examples, hasMore}) {
   element("more-texts").hidden = !hasMore;
   element("rollback").hidden = !(branch.mode === "online" && branch.is_admin);
   element("rollback").disabled = branch.current_version === 0;
+  showSaving(saving);
   showTexts(model, examples, branch.learning);
   showEvents(branch.decisions, examples);
   showDetails(branch);

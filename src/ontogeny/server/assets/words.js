@@ -29,7 +29,7 @@ export function reasonOf(reason) {
 
 // What has become of a text that the author gave.
 export function describeOutcome(example, isLearning) {
-  if (example.status === "learned") return "Learned.";
+  if (example.status === "learned") return example.share < 1 ? "Learned in part, so that the model forgets little." : "Learned.";
   if (example.status === "rejected") return `Not learned, because ${reasonOf(example.reason)}.`;
   if (example.status === "set_aside") return "Set aside: the model returned to a state without this text.";
   return isLearning ? "Waiting to be learned." : "Waiting to be learned once learning goes on.";
@@ -38,7 +38,7 @@ export function describeOutcome(example, isLearning) {
 // One entry of the list of recent events.
 export function describeDecision(decision, text) {
   const name = text ? `“${firstWords(text)}”` : "a text";
-  if (decision.kind === "learned") return `Learned ${name}.`;
+  if (decision.kind === "learned") return decision.share < 1 ? `Learned ${name} in part.` : `Learned ${name}.`;
   if (decision.kind === "rejected") return `Did not learn ${name}, because ${reasonOf(decision.reason)}.`;
   return DECISIONS[decision.kind]?.(decision) ?? "The model was changed.";
 }
@@ -48,6 +48,16 @@ export function describeLearning(branch) {
   if (!branch.learning) return "Learning is paused. Nothing that you write changes the model for now.";
   if (branch.failure) return "The server cannot let the model learn at present, and tries again by itself. Your texts are kept.";
   return branch.shared ? "The model learns from the texts of all its users." : "The model learns from your texts, for you alone.";
+}
+
+// Whether the model learns from its author, in one or two sentences.
+export function describeSaving({num_texts: count, frozen_bits_per_byte: bits, saving, verdict}) {
+  const texts = count === 1 ? "1 text" : `${count} texts`, percent = number => `${(100 * number / bits).toFixed(1)} %`.replace("-", "−");
+  if (saving.low === null) return `It is too early to say: there is ${texts} so far, and the answer needs about 20.`;
+  const range = `between ${percent(saving.low)} and ${percent(saving.high)}`;
+  if (verdict === "saves") return `Yes. What the model learned saves ${percent(saving.mean)} of the bits that your ${texts} need (${range}).`;
+  if (verdict === "costs") return `No. With what it learned, the model predicts your ${texts} worse: the saving is ${percent(saving.mean)} (${range}).`;
+  return `Not certain yet. What the model learned saves ${percent(saving.mean)} of the bits that your ${texts} need, but it may be ${range}.`;
 }
 
 // The first words of a text, for lists.
