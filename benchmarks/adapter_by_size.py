@@ -43,7 +43,7 @@ CANDIDATES = {
 class Measurement(NamedTuple):
     """What learning a text saved and cost; intervals are over requests and over windows."""
 
-    saved: tuple[float, float, float]  # share of the frozen bits
+    saving: tuple[float, float, float]  # share of the frozen bits
     forgetting: tuple[float, float, float]  # nats per token
     share: float  # mean over the requests of the share of the step that was learned
     branch_bytes: int
@@ -64,7 +64,7 @@ def main() -> None:
             measured = [measure(model, OnlineConfig(**c), cut(chosen_on, arguments.choice_bytes)) for c in candidates]
             for candidate, measurement in zip(candidates, measured, strict=True):
                 print_records("choice.", model, way, candidate, arguments.choice_bytes, measurement, None)
-            best = candidates[int(np.argmax([measurement.saved[0] for measurement in measured]))]
+            best = candidates[int(np.argmax([measurement.saving[0] for measurement in measured]))]
             measurement = measure(model, OnlineConfig(**best), cut(evaluated_on, arguments.bytes))
             print_records("", model, way, best, arguments.bytes, measurement, copy)
             copy = measurement
@@ -91,10 +91,10 @@ def measure(model: models.LanguageModel, config: OnlineConfig, requests: list[st
         seconds = time.perf_counter() - started_at
         scores, _ = listing.list_scores(branches.store, f"reader/{OWNER}", PageRequest())
         frozen = np.array([score.frozen_bits for score in scores])
-        saved = ratio_of_sums(frozen - np.array([score.live_bits for score in scores]), frozen)
+        saving = ratio_of_sums(frozen - np.array([score.live_bits for score in scores]), frozen)
         forgetting = online.measure_forgetting(model, branches.current(OWNER).full_weights)
         shares = [decision.share or 0.0 for decision in journal.list_decisions(branches.store, "reader")]
-        return Measurement(saved, forgetting, float(np.mean(shares)), len(branches.export(OWNER)), seconds)
+        return Measurement(saving, forgetting, float(np.mean(shares)), len(branches.export(OWNER)), seconds)
 
 
 def print_records(
@@ -111,13 +111,13 @@ def print_records(
     setting = {"parameters": num_parameters, "way": way, "learning": settings, "bytes": num_bytes}
     setting["weight_bytes"] = trees.num_bytes(model.weights)
     numbers = {
-        "saved": (measurement.saved[0], "share of the frozen bits", measurement.saved[1:]),
+        "saved": (measurement.saving[0], "share of the frozen bits", measurement.saving[1:]),
         "forgetting": (measurement.forgetting[0], "nats per token", measurement.forgetting[1:]),
         "share": (measurement.share, "mean share of the step that was learned", None),
         "branch_bytes": (measurement.branch_bytes, "bytes of a branch", None),
         "pace": (measurement.seconds / num_bytes * 1000, "seconds per kB", None),
     }
-    values = [] if copy is None else [copy.saved[0], copy.forgetting[0], copy.share, copy.branch_bytes]
+    values = [] if copy is None else [copy.saving[0], copy.forgetting[0], copy.share, copy.branch_bytes]
     values += [] if copy is None else [copy.seconds / num_bytes * 1000]
     for i, (name, (value, unit, ends)) in enumerate(numbers.items()):
         peer = values[i] if values else None

@@ -3,8 +3,9 @@
     python benchmarks/crash.py RUN --kills 200
 
 Examples and completions are sent all the time, and each restart continues in the same state folder. At the end every
-acknowledged example must be in the journal, each must have exactly one decision, and the weights must equal, bit for
-bit, those of a server that learned the same texts without a kill. Prints one JSON line; exits with 1 otherwise.
+acknowledged example must be in the journal, each must have exactly one decision and one score, and the weights must
+equal, bit for bit, those of a server that learned the same texts without a kill. Prints one JSON line; exits with 1
+otherwise.
 """
 
 import argparse
@@ -30,13 +31,14 @@ DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the server wa
 class Server:
     """An online server on a free port, whose acceptance test accepts nearly everything."""
 
-    def __init__(self, run: Path, state_dir: Path) -> None:
+    def __init__(self, run: Path, state_dir: Path, learning: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online"]
         command += ["--learning-fraction", "1", "--max-forgetting", "5"]  # so that many versions could be lost
+        command += ["--learning", learning] if learning else []
         self.log = state_dir.with_name(f"{state_dir.name}.log").open("ab")
         self.process = subprocess.Popen(
             [*command, "--state-dir", str(state_dir), "--port", str(port)], stdout=self.log, stderr=self.log
@@ -126,14 +128,15 @@ def kill_under_load(server: Server, acknowledged: dict[int, str], draw: random.R
         thread.join()
 
 
-def read_journal(state_dir: Path) -> tuple[dict[int, str], list[int]]:
-    """Returns the examples by number, and the examples of all decisions."""
+def read_journal(state_dir: Path) -> tuple[dict[int, str], list[int], list[int]]:
+    """Returns the examples by number, and the examples of all decisions and of all scores."""
     database = sqlite3.connect(state_dir / "ontogeny.sqlite")
     journal = dict(database.execute("SELECT number, text FROM examples ORDER BY number"))
     query = "SELECT example FROM decisions WHERE kind IN ('learned', 'rejected')"
     decided = [example for (example,) in database.execute(query)]
+    scored = [example for (example,) in database.execute("SELECT example FROM text_scores")]
     database.close()
-    return journal, decided
+    return journal, decided, scored
 
 
 def main() -> None:
@@ -142,18 +145,19 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning", default="", help="as of `ontogeny serve`")
     arguments = parser.parse_args()
     started_at, draw = time.perf_counter(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         state_dir, acknowledged = Path(folder) / "state", dict[int, str]()
         for _ in range(arguments.kills):
-            kill_under_load(Server(arguments.run, state_dir), acknowledged, draw)
-        server = Server(arguments.run, state_dir)
+            kill_under_load(Server(arguments.run, state_dir, arguments.learning), acknowledged, draw)
+        server = Server(arguments.run, state_dir, arguments.learning)
         server.wait()
         branch = settle(server)
         server.kill()
-        journal, decided = read_journal(state_dir)
-        undisturbed = Server(arguments.run, Path(folder) / "undisturbed")
+        journal, decided, scored = read_journal(state_dir)
+        undisturbed = Server(arguments.run, Path(folder) / "undisturbed", arguments.learning)
         undisturbed.wait()
         for text in journal.values():
             undisturbed.request("/v1/models/story/examples", {"text": text})
@@ -164,9 +168,12 @@ def main() -> None:
         "lost": sum(journal.get(number) != text for number, text in acknowledged.items()),
         "duplicates": len(decided) - len(set(decided)),
         "undecided": len(set(journal) - set(decided)),
+        "without_score": len(set(decided) - set(scored)),
         "equal_weights": all(branch[name] == replayed[name] for name in ("digest", "current_version")),
     }
-    is_good = counts["equal_weights"] and not any(counts[name] for name in ("lost", "duplicates", "undecided"))
+    is_good = counts["equal_weights"] and not any(
+        counts[name] for name in ("lost", "duplicates", "undecided", "without_score")
+    )
     record = {
         "name": "serve.crash.lost",
         "value": counts["lost"],

@@ -68,6 +68,24 @@ def shared_run(factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def family_run(factory: pytest.TempPathFactory, family: str) -> Path:
+    """Fine-tunes the small stored model of a family on `texts.TRAINING` once for all test files and workers."""
+    root = factory.getbasetemp() if "PYTEST_XDIST_WORKER" not in os.environ else factory.getbasetemp().parent
+    folder = root / f"serving {family}"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "weights.json").exists():
+            initial = models.load(ROOT / "tests" / "golden" / family)
+            train(
+                {"num_steps": 150, "batch_size": 4, "learning_rate": 1e-2},
+                texts.TRAINING,
+                folder / "run",
+                initial=initial,
+            )
+    return folder / "run"
+
+
 @lru_cache
 def load(folder: Path) -> models.LanguageModel:
     """Loads a model once per process."""

@@ -30,7 +30,7 @@ from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 from server_formats import copy_as_format
-from serving import LimitedFileSize, load, shared_run
+from serving import LimitedFileSize, family_run, load, shared_run
 
 pytestmark = pytest.mark.computes
 
@@ -42,14 +42,26 @@ TEXTS = [
 ]
 
 
+ADAPTER = OnlineConfig(adapter_rank=4, learning_rate=1e-3, rehearsal_batch_size=2)
+SETTINGS = [  # of which the first is tested by default, the others by `make test-slow`
+    pytest.param((None, OnlineConfig()), id="gpt2"),
+    pytest.param((None, ADAPTER), id="gpt2 adapter", marks=pytest.mark.slow),
+    pytest.param(("qwen3", OnlineConfig()), id="qwen3", marks=pytest.mark.slow),
+    pytest.param(("llama3", ADAPTER), id="llama3 adapter", marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return load(shared_run(tmp_path_factory))
 
 
-@pytest.fixture(scope="module")
-def branch_learner(model) -> BranchLearner:
-    return learner.build(model, OnlineConfig())
+@pytest.fixture(scope="module", params=SETTINGS)
+def branch_learner(request, tmp_path_factory) -> BranchLearner:
+    """The learner of models of two families, with all weights or an adapter; only the guarantees depend on it."""
+    family, config = request.param
+    run = shared_run(tmp_path_factory) if family is None else family_run(tmp_path_factory, family)
+    return learner.build(load(run), config)
 
 
 @pytest.fixture

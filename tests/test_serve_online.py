@@ -11,7 +11,7 @@ import texts
 from ontogeny.server import keys
 from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
-from serving import ROOT, ServerProcess, optimized_environment, shared_run, wait_until
+from serving import ROOT, ServerProcess, family_run, optimized_environment, shared_run, wait_until
 
 pytestmark = pytest.mark.computes
 
@@ -460,6 +460,15 @@ def test_acknowledged_examples_survive_kill_9(run):
     """One kill; the slow test makes 20, and `benchmarks/crash.py` 200."""
     command = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), str(run), "--kills", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=optimized_environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "learning"), [("qwen3", "adapter_rank=0"), ("llama3", "adapter_rank=4")])
+def test_acknowledged_examples_of_each_family_survive_kill_9(tmp_path_factory, family, learning):
+    run = family_run(tmp_path_factory, family)
+    command = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), str(run), "--kills", "2", "--learning", learning]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=optimized_environment())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

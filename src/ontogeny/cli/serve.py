@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,11 @@ from ontogeny.cli.shared import DEFAULT_STATE_DIR, Device, NumHostDevices, State
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 from ontogeny.validation import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ontogeny.server.deployments import Deployment
 
 
 @options_from(ServerConfig)
@@ -29,6 +34,12 @@ def serve(
         list[str] | None,
         typer.Option("--freeze", metavar="NAME", help="Deployment that stays frozen with --online; repeatable."),
     ] = None,
+    best: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--best", metavar="NAME", help="Deployment that has the weights of its lowest held-out loss; repeatable."
+        ),
+    ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
@@ -38,7 +49,8 @@ def serve(
 
     Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online
     """
-    config = validate(ServerConfig, settings | {"online": online, "frozen": tuple(frozen or ())}, "serve")
+    names = {"frozen": tuple(frozen or ()), "best": tuple(best or ())}
+    config = validate(ServerConfig, settings | {"online": online} | names, "serve")
     named_runs = _name_runs(runs or [], alias or [])
     configure_jax(device, num_host_devices)
     from ontogeny.runs.folder import locked
@@ -59,9 +71,19 @@ def serve(
 
         def announce(url: str) -> None:
             deployments.on_ready = functools.partial(_print, f"serving {modes} on {url}")
+            print_details(list(deployments.by_name.values()))
             _print(f"starting {modes}")
 
         app.serve(deployments, on_listening=announce)
+
+
+def print_details(deployments: "Sequence[Deployment]") -> None:
+    """Prints which weights of each model are served, unless they are the final ones, and which of them learn."""
+    for deployment in deployments:
+        if deployment.checkpoint_name != "final":
+            _print(f"{deployment.name}: the weights {deployment.checkpoint_name}")
+        if deployment.learning is not None:
+            _print(f"{deployment.name}: {deployment.learning}")
 
 
 def _print(line: str) -> None:

@@ -19,11 +19,14 @@ class ServerConfig(FrozenModel):
     Attributes:
         online: Whether the weights learn from requests.
         frozen: Names of deployments that do not learn although `online` is set.
+        best: Names of deployments that have the weights of the lowest held-out loss of their run.
         shared_branch: Let all keys share one branch of weights instead of one each.
         max_forgetting: Limit of the acceptance test: nats per token lost on held-out text.
         weights: Type in which the matrices of models that do not learn are kept in memory: that of the file (auto),
             float32, bfloat16, float16 or int8; all but auto and float32 need the extra `fast`.
         learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'; `lm evaluate --help` lists them.
+            Without adapter_rank, all weights of a model of up to 5,000,000 parameters learn, and of a larger one an
+            adapter.
         host: Address to listen on; an address other than loopback needs a key.
         port: TCP port to listen on; 0 for any free one.
         allowed_hosts: Host name, beside those of loopback, for which the server answers, as behind a proxy; repeatable.
@@ -42,6 +45,7 @@ class ServerConfig(FrozenModel):
 
     online: bool = False
     frozen: tuple[str, ...] = ()
+    best: tuple[str, ...] = ()
     shared_branch: bool = False
     max_forgetting: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"

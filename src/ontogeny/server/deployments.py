@@ -13,22 +13,22 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnavailable
-from ontogeny.lm import model as models
 from ontogeny.lm import online_learner, weight_types
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.plugins import unknown_name_error
-from ontogeny.runs import kinds
-from ontogeny.runs.formats import LANGUAGE_MODEL_RUN
 from ontogeny.server import quotas
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.learning import journal, learner, snapshots
+from ontogeny.server.learning import default_config, journal, learner, snapshots
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
 from ontogeny.server.learning.snapshots import LoadedVersion
+from ontogeny.server.served_models import FINAL, ServedModel, load_served_model
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
@@ -58,6 +58,7 @@ class LanguageDeployment:
         model: The model.
         store: The database.
         config: The settings of the server; `online` applies to this deployment.
+        checkpoint_name: Which weights of its run the model has; see `ServedModel`.
 
     Raises:
         BadInput: The model cannot learn online, or its branches were learned from other weights.
@@ -65,13 +66,19 @@ class LanguageDeployment:
 
     kind = "language"
 
-    def __init__(self, name: str, model: LanguageModel, store: Store, config: ServerConfig) -> None:
+    def __init__(
+        self, name: str, model: LanguageModel, store: Store, config: ServerConfig, checkpoint_name: str = FINAL
+    ) -> None:
         self.name, self.model, self.created_at = name, model, int(time.time())
-        self.online = config.online
+        self.online, self.checkpoint_name = config.online, checkpoint_name
         self.engine = Engine(model.config, max_num_seqs=config.max_num_seqs, max_queue=config.max_queue)
         self.digest = weight_types.digest(model.weights)
         self._checksum = weight_types.checksum(model.config, model.weights)
-        self.branches = _build_branches(name, model, store, config) if config.online else None
+        self.learning: str | None = None  # what learns, in words
+        self.branches: BranchManager | None = None
+        if config.online:
+            self.branches, online_config = _build_branches(name, model, store, config)
+            self.learning = default_config.describe_choice(online_config, trees.num_elements(model.weights))
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
             self.branches.on_erased = self._forget
@@ -181,6 +188,7 @@ class AgentDeployment:
     """
 
     kind = "agent"
+    checkpoint_name, learning = FINAL, None
 
     def __init__(self, name: str, agent: AgentSession, store: Store, config: ServerConfig) -> None:
         self.name, self.created_at, self.online = name, int(time.time()), config.online
@@ -209,15 +217,6 @@ class AgentDeployment:
 
 
 Deployment = LanguageDeployment | AgentDeployment
-
-
-def _load(folder: Path, weights: str, learns: bool) -> object:
-    """The agent or language model in a folder."""
-    if kinds.require_loadable(folder).name not in (LANGUAGE_MODEL_RUN, models.HUGGING_FACE_FOLDER):
-        return kinds.load(folder)
-    if learns and weights not in (weight_types.AS_IN_FILE, "float32"):
-        raise BadInput(f"the weights of '{folder}' learn, so they are kept in float32 and not in {weights}")
-    return models.load(folder, weights=None if learns else weights)
 
 
 class Deployments:
@@ -253,22 +252,24 @@ class Deployments:
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
         check_names(runs)
-        for name in config.frozen:
+        for name in (*config.frozen, *config.best):
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
-        loaded: dict[Path, object] = {}  # deployments of one folder share its weights
+        loaded: dict[tuple[Path, bool], ServedModel] = {}  # deployments of one folder share its weights
         learning = {folder.resolve() for name, folder in runs if config.online and name not in config.frozen}
         for name, folder in runs:
             learns = config.online and name not in config.frozen
             own_config = config if learns else config.model_copy(update={"online": False})
-            if folder.resolve() not in loaded:
-                loaded[folder.resolve()] = _load(folder, config.weights, learns=folder.resolve() in learning)
-            model = loaded[folder.resolve()]
+            choice = (folder.resolve(), name in config.best)
+            if choice not in loaded:
+                loaded[choice] = load_served_model(
+                    folder, name in config.best, config.weights, learns=folder.resolve() in learning
+                )
+            model, checkpoint_name = loaded[choice]
             if isinstance(model, AgentSession):
                 self.by_name[name] = AgentDeployment(name, model, store, own_config)
             else:
-                assert isinstance(model, LanguageModel)
-                self.by_name[name] = LanguageDeployment(name, model, store, own_config)
+                self.by_name[name] = LanguageDeployment(name, model, store, own_config, checkpoint_name)
 
     def start(self) -> None:
         """Starts the deployments in the background; `ready` is set when all of them can answer."""
@@ -408,12 +409,19 @@ def check_names(runs: Sequence[tuple[str, Path]]) -> None:
         names.add(name)
 
 
-def _build_branches(name: str, model: LanguageModel, store: Store, config: ServerConfig) -> BranchManager:
-    """Builds the branches of a model that learns online."""
-    online_config = online_learner.parse_config(config.learning)
+def _build_branches(
+    name: str, model: LanguageModel, store: Store, config: ServerConfig
+) -> tuple[BranchManager, OnlineConfig]:
+    """Builds the branches of a model that learns online; returns them with the settings of the learner."""
+    choice = default_config.choose_config(config.learning, trees.num_elements(model.weights))
+    online_config = choice.config
     try:
         branch_learner = learner.build(model, online_config)
+        if choice.is_adapter_by_size and journal.find_learner_digest(store, name) not in (None, branch_learner.digest):
+            # Branches of an earlier version, in which all weights of every model learned, go on as they began.
+            online_config = online_learner.parse_config(config.learning)
+            branch_learner = learner.build(model, online_config)
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)
-    return BranchManager(store, name, branch_learner, shared=config.shared_branch, config=limits)
+    return BranchManager(store, name, branch_learner, shared=config.shared_branch, config=limits), online_config

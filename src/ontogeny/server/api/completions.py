@@ -137,6 +137,8 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     if isinstance(deployment, LanguageDeployment):
         details["context_length"] = deployment.engine.max_sequence_length  # tokens that an answer can depend on
         details["weights"] = weight_type_of(deployment.model.weights)
+        details["checkpoint"] = deployment.checkpoint_name  # of its run
+        details["learning"] = deployment.learning  # what learns, in words
         details["computed_by"] = deployment.engine.path  # bits differ between numba's kernels and XLA's programs
     description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
     return description | {"ontogeny": details}

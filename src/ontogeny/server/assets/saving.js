@@ -46,7 +46,7 @@ function draw(tag, attributes, text) {
 
 // Round numbers between two limits.
 function ticks(low, high) {
-  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(factor => factor * power).find(size => size >= rough);
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
   return Array.from({length: last - first + 1}, (_, index) => Number(((first + index) * step).toPrecision(6)));
@@ -65,7 +65,7 @@ function drawPanel(top, first, count, title, curves, hasZero = false) {
   }
   for (const index of new Set(ticks(first, first + count - 1).filter(Number.isInteger))) {
     const attributes = {x: x(index - first), y: top + PANEL_HEIGHT + 16, class: "scale", "text-anchor": "middle"};
-    parts.push(draw("text", attributes, String(index)));
+    parts.push(draw("text", attributes, `text ${index}`));
   }
   for (const {css, values, upper, hasDots} of curves) {
     const points = values.map((number, index) => number === null ? null : `${x(index).toFixed(1)},${y(number).toFixed(1)}`);

@@ -138,6 +138,11 @@ def get_branch(store: Store, name: str) -> Branch:
     return branch
 
 
+def find_learner_digest(store: Store, deployment: str) -> str | None:
+    """Returns the digest of the learner of the branches of a deployment, or None if it has none."""
+    return store.select_value("SELECT learner_digest FROM branches WHERE deployment = ? LIMIT 1", deployment)
+
+
 def list_branches(store: Store, deployment: str) -> list[Branch]:
     """Returns the branches of a deployment by name."""
     query = "SELECT * FROM branches WHERE deployment = ? ORDER BY branch"

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 from ontogeny.server.store import Store
 from ontogeny.stats import RatioEstimate, RunningSums, always_valid_interval
 
-# The variance, in squared bits, of the bits saved on fifty texts of 200 to 2,000 bytes, as `benchmarks/saving_power.py`
-# measured it: around there the interval is narrowest.
-TYPICAL_VARIANCE = 2.0e6
-LEVEL = 0.05  # error rate of the whole sequence of intervals of a branch
+# The variance, in squared bits, at which the interval is narrowest: that of the bits saved on about fifty texts of 200
+# to 2,000 bytes, of which `benchmarks/saving_power.py` measured 4e5 to 6e7.
+TYPICAL_VARIANCE = 5.0e6
+LEVEL = 0.1  # error rate of the whole sequence of intervals of a branch: 0.05 for each of its ends
 FOLLOWING_SUMS = (
     "UPDATE text_scores SET num_texts = num_texts - 1, total_bytes = total_bytes - ?, "
     "squared_bytes = squared_bytes - ?, total_frozen_bits = total_frozen_bits - ?, "
@@ -63,7 +63,7 @@ class ScoredText(NamedTuple):
 
     @property
     def saving(self) -> RatioEstimate:
-        """The mean saving up to this text in bits per byte; all intervals of a branch hold with probability 0.95."""
+        """The mean saving up to this text in bits per byte; each end is right at all times with probability 0.95."""
         return always_valid_interval(self.sums, TYPICAL_VARIANCE, level=LEVEL)
 
     @property
