@@ -307,7 +307,9 @@ def test_a_folder_of_another_model_is_fine_tuned(call_cli, tmp_path, text_file, 
 
 def test_adapters_are_trained_in_place_of_the_weights(call_cli, tmp_path, text_file, monkeypatch):
     """A stopped run resumes to bitwise equal weights: those of the folder plus the products of the adapters."""
-    folder = Path(__file__).parent / "golden" / "qwen3"
+    golden = Path(__file__).parent / "golden"
+    folder = Path(shutil.copytree(golden / "qwen3", tmp_path / "qwen3"))
+    shutil.copy(golden / "chat" / "tools_as_json.jinja", folder / "chat_template.jinja")
     base = models.load(folder)
     settings = {"num_steps": 20, "context_length": 16, "batch_size": 4, "adapter_rank": 2, "dropout": 0.1}
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -331,7 +333,11 @@ def test_adapters_are_trained_in_place_of_the_weights(call_cli, tmp_path, text_f
         assert np.array_equal(after.norm_1.scale, before.norm_1.scale)
     assert np.array_equal(tuned.weights.embedding, base.weights.embedding)
     code, _, error = call_cli("lm", "export", "run", "--out", "exported")
-    assert code == 0 and trees.bitwise_equal(models.load(Path("exported")).weights, tuned.weights), error
+    exported = models.load(Path("exported"))
+    assert code == 0 and trees.bitwise_equal(exported.weights, tuned.weights), error
+    message = [{"role": "user", "content": "Hello"}]
+    written = [model.chat_template.render(message) for model in (base, tuned, exported) if model.chat_template]
+    assert len(written) == 3 and len(set(written)) == 1
     for arguments, message in (
         (["--from", str(folder), "--optimizer", "muon"], "adapters are trained by adamw"),
         ([], "--adapter-rank requires --from"),
