@@ -8,12 +8,14 @@ from pathlib import Path
 import openai
 import pytest
 
+import texts
 from ontogeny.engine import generate
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
+from ontogeny.lm.training import train
 from ontogeny.server import keys
 from ontogeny.server.store import Store
-from serving import ServerProcess
+from serving import ServerProcess, wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
@@ -139,3 +141,47 @@ def test_an_answer_ends_at_every_token_that_the_model_names_as_an_end(tmp_path_f
     finally:
         config.unlink()
     assert ended.tokens == text.tokens[: text.tokens.index(third) + 1] and ended.finish_reason == "end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter_rank", [0, 2])
+def test_a_fine_tuned_folder_learns_online_from_conversations(folders, tmp_path, adapter_rank):
+    """The model keeps its chat template; what it has learned survives a restart, and is gone once it is erased."""
+    settings = {"num_steps": 10, "context_length": 256, "adapter_rank": adapter_rank}
+    run = train(settings, [texts.PROCEDURES], tmp_path / "run", initial=models.load(folders["qwen3"]))
+    state_dir = tmp_path / "state"
+    store = Store(state_dir)
+    key = keys.create_key(store, "anna")[1]
+    store.close()
+    learning = f"learning_rate=0.001,adapter_rank={adapter_rank}"
+    options = ["--alias", f"tuned={run}", "--online", "--max-forgetting", "1", "--learning", learning]
+    text = "The heron waits at the weir. " * 12
+
+    def open_client(server):
+        return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def nats(client):
+        answer = client.completions.create(
+            model="tuned", prompt=text[:60], max_tokens=1, echo=True, logprobs=0, extra_body={"learn": False}
+        )
+        return -sum(answer.choices[0].logprobs.token_logprobs[1:-1])
+
+    def wait(client):
+        wait_until(lambda: not client.get("/models/tuned/branch", cast_to=object)["num_pending"])
+
+    with ServerProcess(state_dir, *options) as server, open_client(server) as client:
+        before = nats(client)
+        messages = [*MESSAGES, {"role": "assistant", "content": "A text."}, {"role": "user", "content": text}]
+        response = client.chat.completions.create(model="tuned", messages=messages, max_tokens=4, temperature=0)
+        template = models.load(run).chat_template
+        assert template is not None
+        assert response.usage.prompt_tokens == len(models.load(run).tokenizer.encode(template.render(messages)))
+        wait(client)
+        after = nats(client)
+        assert after < before
+    with ServerProcess(state_dir, *options) as server, open_client(server) as client:
+        assert nats(client) == after
+        for example in client.get("/models/tuned/examples", cast_to=object)["data"]:
+            client.delete(f"/models/tuned/examples/{example['number']}", cast_to=object)
+        wait(client)
+        wait_until(lambda: nats(client) == before)

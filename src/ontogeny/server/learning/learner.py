@@ -65,8 +65,8 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
     """
     if model.run is None:
         raise BadInput(
-            "this model has no training texts, which the acceptance test and rehearsal need; only runs of "
-            "`ontogeny lm train` can learn online"
+            "this model has no training texts, which the acceptance test and rehearsal need; "
+            "`ontogeny lm train FILE --from FOLDER` begins a run with it that can learn online"
         )
     config, texts = model.config, corpus.load_corpus(model.run)
     learner = online_learner.build(config, online_config)
