@@ -45,10 +45,11 @@ def write_folder(
         "eos_token_id": ends if len(ends) > 1 else tokenizer.end,
     }
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
-    if chat_template is not None:
-        settings |= chat_template.special_tokens
     if tokenizer.end is not None:
         settings |= {"eos_token": tokenizer.end_name, "bos_token": tokenizer.start_name}
+    if chat_template is not None:  # a template may write the start token of every model that names one
+        settings = {name: value for name, value in settings.items() if name != "bos_token"}
+        settings |= chat_template.special_tokens
     with new_folder(folder) as temporary:
         write_json(temporary / CONFIG, model_settings)
         write_bytes(temporary / WEIGHTS, encode(to_arrays(config, weights), metadata={"format": "pt"}))
