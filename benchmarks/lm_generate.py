@@ -13,7 +13,8 @@ environment that has both); the others run in processes of their own, with the P
 peers` builds. A peer that is absent is left out.
 
 The last lines are the bandwidth of memory (a dot product of 256 MiB) and the rate of a large float32 product by NumPy,
-with the share of each that decode reaches: weights that are read, and operations of their products, per second.
+the best of several times before and between the measurements, with the share of each that decode reaches: weights that
+are read, and operations of their products, per second.
 """
 
 import argparse
@@ -89,14 +90,15 @@ def main() -> None:
         write_model(folder)
         loaded = {name: load_ours(folder, name) for name in arguments.weights}
         peers = start_peers(folder, arguments.cores, arguments.ctranslate2, arguments.llama_cpp)
-        speeds = {}
+        speeds, limits = {}, measure_limits()
         letters = np.random.default_rng(0).integers(97, 123, (max(arguments.streams), PROMPT_TOKENS))
         for num_streams in arguments.streams:
             sides = {name: partial(generate_ours, model) for name, model in loaded.items()} | peers
             turns = alternate(sides, letters[:num_streams], arguments.rounds)
             for name in loaded:
                 speeds[name, num_streams] = report(name, list(peers), turns, num_streams, arguments)
-    report_shares(loaded, speeds, arguments.cores)
+            limits = {name: max(value, limits[name]) for name, value in measure_limits().items()}
+    report_shares(loaded, speeds, limits, arguments.cores)
 
 
 def write_model(folder: Path) -> None:
@@ -165,22 +167,32 @@ def report(
     return count / seconds
 
 
-def report_shares(loaded: dict[str, LanguageModel], speeds: dict[tuple[str, int], float], cores: int) -> None:
-    """Prints the limits of the machine and the shares of them that each measurement reached."""
+def measure_limits() -> dict[str, float]:
+    """The bytes of memory that are read, and the operations of a large product, per second."""
     vector = np.ones(BANDWIDTH_NUMBERS, np.float32)
     bandwidth = vector.nbytes / min(time_of(lambda: vector @ vector) for _ in range(7))
     matrix = np.ones((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
     rate = 2 * PRODUCT_SIZE**3 / min(time_of(lambda: matrix @ matrix) for _ in range(7))
-    for name, value, unit in (("memory bandwidth", bandwidth, "GB/s"), ("float32 products", rate, "GFLOP/s")):
-        record = {"name": f"lm_generate: {name}", "value": round(value / 1e9, 1), "unit": unit, "se": None}
+    return {"memory bandwidth": bandwidth, "float32 products": rate}
+
+
+def report_shares(
+    loaded: dict[str, LanguageModel],
+    speeds: dict[tuple[str, int], float],
+    limits: dict[str, float],
+    cores: int,
+) -> None:
+    """Prints the limits of the machine and the shares of them that each measurement reached."""
+    for name, unit in (("memory bandwidth", "GB/s"), ("float32 products", "GFLOP/s")):
+        record = {"name": f"lm_generate: {name}", "value": round(limits[name] / 1e9, 1), "unit": unit, "se": None}
         record |= {"peer": None, "peer_value": None, "ratio": None, "setting": {"cores": cores}}
         print(json.dumps(record), flush=True)
     for (weights, num_streams), speed in speeds.items():
         packed = pack(loaded[weights].config, loaded[weights].weights)
         num_weights = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(loaded[weights].weights))
         shares = {
-            "memory bandwidth": packed.num_bytes * speed / num_streams / bandwidth,
-            "float32 products": 2 * num_weights * speed / rate,
+            "memory bandwidth": packed.num_bytes * speed / num_streams / limits["memory bandwidth"],
+            "float32 products": 2 * num_weights * speed / limits["float32 products"],
         }
         for name, share in shares.items():
             record = {"name": f"lm_generate: share of {name}, {num_streams} streams, {weights}"}
