@@ -408,3 +408,19 @@ def test_a_weight_beyond_the_range_of_float16_is_refused(tmp_path):
     )
     with pytest.raises(BadInput, match="a weight exceeds the largest number of float16, 65504"):
         models.load(folder, weights="float16")
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_a_number_that_is_not_finite_is_refused_in_every_type(dtype, number, tmp_path):
+    folder = copy_folder("gpt2", tmp_path)
+
+    def change(arrays):
+        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+        arrays["transformer.h.0.mlp.c_proj.weight"][1, 2] = number
+        return arrays
+
+    change_arrays(folder, change)
+    for weights in ("auto", None):
+        with pytest.raises(BadInput, match=r"'transformer.h.0.mlp.c_proj.weight' .* that are not finite"):
+            models.load(folder, weights=weights)

@@ -50,7 +50,7 @@ STORAGES = {
 }
 
 
-def fill_panels(panels: np.ndarray, weight: np.ndarray, weight_type: str) -> None:
+def fill_panels(panels: np.ndarray, weight: np.ndarray, weight_type: str, is_paired: bool = False) -> None:
     """Packs the weights of a linear map in panels of 64 columns, the last one filled with zeros.
 
     A column of int8 is divided by a scale, the largest of its absolute values / 127, and rounded.
@@ -59,38 +59,41 @@ def fill_panels(panels: np.ndarray, weight: np.ndarray, weight_type: str) -> Non
         panels: [panels, bytes], the memory to be filled.
         weight: [K, N] numbers of any floating-point type.
         weight_type: One of `layout.WEIGHT_TYPES`.
+        is_paired: Whether a panel has 32 gates and their 32 values, which stand side by side in the weights.
     """
-    storage, num_inputs = STORAGES[weight_type], int(weight.shape[0])
-    for panel in range(len(panels)):
-        columns = weight[:, panel * PANEL : (panel + 1) * PANEL]
-        width = columns.shape[1]
-        weights = panels[panel, storage.num_scale_bytes :].view(storage.dtype).reshape(num_inputs, PANEL)
-        if weight_type == "int8":
-            wide = np.asarray(columns, np.float32)
-            scales = np.abs(wide).max(axis=0) / np.float32(MAX_INT8)
-            panels[panel, : storage.num_scale_bytes].view(np.float32)[:width] = scales
-            columns = np.rint(wide / np.where(scales == 0, 1, scales))
-        elif weight_type == "float16" and columns.dtype != np.float16 and np.abs(columns).max() > MAX_FLOAT16:
-            raise BadInput(f"a weight exceeds the largest number of float16, {MAX_FLOAT16:g}; choose bfloat16")
-        weights[:, :width] = columns
-        weights[:, width:] = 0
+    storage, (num_inputs, num_outputs) = STORAGES[weight_type], map(int, weight.shape)
+    starts, width = ([0, num_outputs // 2], PAIR) if is_paired else ([0], PANEL)
+    for number, panel in enumerate(panels):
+        weights = panel[storage.num_scale_bytes :].view(storage.dtype).reshape(num_inputs, PANEL)
+        scales = panel[: storage.num_scale_bytes].view(np.float32)
+        for place, start in enumerate(starts):
+            stop = start + num_outputs // len(starts)
+            columns = weight[:, min(start + number * width, stop) : min(start + (number + 1) * width, stop)]
+            first, last = place * width, place * width + columns.shape[1]
+            if weight_type == "int8":
+                wide = np.asarray(columns, np.float32)
+                scales[first:last] = np.abs(wide).max(axis=0) / np.float32(MAX_INT8)
+                columns = np.rint(wide / np.where(scales[first:last] == 0, 1, scales[first:last]))
+            elif weight_type == "float16" and columns.dtype != np.float16 and np.abs(columns).max() > MAX_FLOAT16:
+                raise BadInput(f"a weight exceeds the largest number of float16, {MAX_FLOAT16:g}; choose bfloat16")
+            weights[:, first:last] = columns
+            weights[:, last : first + width] = 0
 
 
-def pack_panels(weight: Float[np.ndarray, "K N"], weight_type: str = "float32") -> np.ndarray:
+def pack_panels(weight: Float[np.ndarray, "K N"], weight_type: str = "float32", is_paired: bool = False) -> np.ndarray:
     """Returns panels [panels, bytes]; see `fill_panels`."""
     num_inputs, num_outputs = map(int, weight.shape)
     panels = np.zeros((-(-num_outputs // PANEL), STORAGES[weight_type].panel_bytes(num_inputs)), np.uint8)
-    fill_panels(panels, weight, weight_type)
+    fill_panels(panels, weight, weight_type, is_paired)
     return panels
 
 
-def interleave_pairs(weight: Float[np.ndarray, "K N"]) -> Float[np.ndarray, "K _"]:
-    """Reorders gates and values, which stand side by side, so that a panel has 32 gates and their 32 values."""
-    num_inputs, size = int(weight.shape[0]), int(weight.shape[1]) // 2
-    num_panels = -(-size // PAIR)
-    halves = np.zeros((num_inputs, 2, num_panels * PAIR), weight.dtype)
-    halves[:, :, :size] = weight.reshape(num_inputs, 2, size)
-    return halves.reshape(num_inputs, 2, num_panels, PAIR).swapaxes(1, 2).reshape(num_inputs, -1)
+def interleave_pairs(bias: Float[np.ndarray, "N"]) -> Float[np.ndarray, "_"]:
+    """Reorders the biases of gates and values as `fill_panels` reorders their weights."""
+    size = len(bias) // 2
+    halves = np.zeros((2, -(-size // PAIR) * PAIR), np.float32)
+    halves[:, :size] = bias.reshape(2, size)
+    return halves.reshape(2, -1, PAIR).swapaxes(0, 1).reshape(-1)
 
 
 class PackedWeights:
@@ -202,10 +205,9 @@ class PackedWeights:
         """Packs a linear map and its bias; gates and values are interleaved where it has both."""
         weight: Any = np.asarray(linear.weight)
         vector = None if linear.bias is None else np.asarray(linear.bias, np.float32)
-        if is_paired:
-            weight = interleave_pairs(weight)
-            vector = None if vector is None else interleave_pairs(vector[None])[0]
-        return self._hold(pack_panels(weight, self.weight_type)), self._hold_vector(vector)
+        if is_paired and vector is not None:
+            vector = interleave_pairs(vector)
+        return self._hold(pack_panels(weight, self.weight_type, is_paired)), self._hold_vector(vector)
 
 
 def predict_num_bytes(config: TransformerConfig, weights: TransformerWeights, weight_type: str) -> int:

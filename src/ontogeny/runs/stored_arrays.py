@@ -58,9 +58,17 @@ class StoredPart(NamedTuple):
             raise BadInput(f"'{self.path}' cannot be read: {error.strerror or error}") from None
         except SafetensorError as error:
             raise BadInput(f"'{self.path}' is damaged or cut off: {error}") from None
-        if not np.isfinite(array).all():
+        if not _is_finite(array):
             raise BadInput(f"the array '{self.name}' in '{self.path}' holds numbers that are not finite")
         return array
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite."""
+    if array.dtype.itemsize != 2:
+        return bool(np.isfinite(array).all())
+    largest = np.array(np.inf, array.dtype).view(np.uint16)  # the bits of all finite numbers are smaller
+    return bool((array.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0) < largest)
 
 
 class StoredArray:
