@@ -119,6 +119,9 @@ def report_spread(requests: Requests, setting: dict[str, Any]) -> np.ndarray:
     difference = (requests.frozen - requests.live) / requests.num_bytes
     print_record("frozen", requests.frozen.sum() / total, "bits per byte", setting)
     print_record("live", requests.live.sum() / total, "bits per byte", setting)
+    measured = simulate_key(requests.num_bytes.astype(float), difference, np.zeros(len(difference)))
+    first_alarm = measured.first_alarm if math.isfinite(measured.first_alarm) else None
+    print_record("requests_measured", first_alarm, "requests until the interval of the texts excludes 0", setting)
     padded = np.pad(difference, WINDOW // 2, mode="reflect")
     deviations = difference - np.convolve(padded, np.ones(WINDOW) / WINDOW, "valid")
     deviations *= math.sqrt(WINDOW / (WINDOW - 1))
@@ -231,7 +234,7 @@ def simulate(requests: Requests, deviations: np.ndarray, num_keys: int, seed: in
         report("false_alarm", sum(math.isfinite(key.first_alarm) for key in without), 0.05, started_at, more)
         started_at = time.perf_counter()
         free = run_keys(4 * MAX_REQUESTS, make_means, False)
-        report("miscoverage", sum(not key.is_covered for key in free), 0.05, started_at, more)
+        report("miscoverage", sum(not key.is_covered for key in free), LEVEL, started_at, more)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class RouteCalls:
             "GET /tokenizer_info": lambda: self.request("GET", f"/tokenizer_info?model={MODEL}"),
             "GET /v1/models/{model}/branch": lambda: self.request("GET", f"{text}/branch"),
             "GET /v1/models/{model}/branch/versions": lambda: self.request("GET", f"{text}/branch/versions"),
+            "GET /v1/models/{model}/branch/saving": lambda: self.request("GET", f"{text}/branch/saving"),
             "GET /v1/models/{model}/branch/state": lambda: self.request("GET", f"{text}/branch/state"),
             "PUT /v1/models/{model}/branch/state": lambda: self.restore(f"{text}/branch/state"),
             "POST /v1/models/{model}/branch/fork": self.fork_branch,

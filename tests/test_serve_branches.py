@@ -187,7 +187,8 @@ def test_states_that_are_uploaded_from_elsewhere_count_for_the_key_of_the_branch
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the size limit of Linux")
-def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(branch_learner, tmp_path):
+def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(model, tmp_path):
+    branch_learner = learner.build(model, OnlineConfig())  # whose snapshots are larger than the journal
     branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=1, max_loaded=1)
     with LimitedFileSize(os.getpid(), num_bytes=700_000):  # enough for the journal
         learn(branches, TEXTS[:2])

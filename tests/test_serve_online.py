@@ -16,7 +16,7 @@ from serving import ROOT, ServerProcess, family_run, optimized_environment, shar
 pytestmark = pytest.mark.computes
 
 OLD_STATES = ROOT / "tests" / "golden" / "old_server"
-NAMES = ("anna", "bob", "carl", "dora", "erin", "admin")
+NAMES = ("anna", "bob", "carl", "dora", "erin", "fred", "admin")
 SECRET = "The word of the day is xylophone."
 
 
@@ -117,7 +117,7 @@ def test_a_secret_learned_for_one_key_is_unknown_to_another(default_limit_server
     assert server.get("/v1/models/story/examples", key["bob"])[1]["data"] == []
 
 
-@pytest.mark.parametrize("route", ["examples", "branch/versions"])
+@pytest.mark.parametrize("route", ["examples", "branch/versions", "branch/saving"])
 def test_lists_are_read_in_pages(server, key, route):
     for text in ("The first page.", "The second page."):
         add_example(server, key["anna"], text)
@@ -133,6 +133,28 @@ def test_lists_are_read_in_pages(server, key, route):
     for query, words in (("limit=0", "less than 1"), ("after=x", "not a whole number"), ("order=x", "asc")):
         status, content = server.get(f"{url}?{query}", key["anna"])
         assert status == 400 and words in content["error"]["message"], content
+
+
+def test_the_saving_of_a_key_is_described_beside_each_of_its_texts(server, key):
+    path = "/v1/models/story/branch/saving"
+    for text in ("The first lamp went out in the night.", "The second lamp went out in the night."):
+        add_example(server, key["fred"], text)
+    wait_for_learning(server, key["fred"])
+    saving = server.get(path, key["fred"])[1]
+    texts_scored = saving["data"]
+    assert saving["num_texts"] == len(texts_scored) >= 2 and saving["verdict"] == "undetermined"
+    assert saving["num_bytes"] == sum(text["num_bytes"] for text in texts_scored)
+    for name in ("frozen_bits_per_byte", "live_bits_per_byte"):
+        mean = sum(text[name] * text["num_bytes"] for text in texts_scored) / saving["num_bytes"]
+        assert saving[name] == pytest.approx(mean)
+    difference = saving["frozen_bits_per_byte"] - saving["live_bits_per_byte"]
+    assert saving["saving"] == texts_scored[-1]["saving"]
+    assert saving["saving"]["mean"] == pytest.approx(difference) and saving["saving"]["low"] is None
+    assert texts_scored[-1]["frozen_bits_per_byte"] > texts_scored[-1]["live_bits_per_byte"]
+    untaught = server.get(path, key["bob"])[1]
+    assert untaught["num_texts"] == 0 and untaught["data"] == [] and untaught["saving"]["mean"] is None
+    metrics = server.get("/metrics", key["admin"])[1].decode()
+    assert 'ontogeny_num_examples_learned{deployment="story"}' in metrics
 
 
 def test_prompts_are_learned_once_unless_the_request_opts_out(server, key):

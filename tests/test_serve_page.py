@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ontogeny.server import keys
+from ontogeny.server.learning import text_scores
 from ontogeny.server.learning.acceptance import rejection_reason
 from ontogeny.server.store import Store
 from serving import NEEDS_CHROMIUM, ServerProcess, open_chromium, shared_run, wait_until
@@ -395,6 +396,32 @@ def test_reasons_and_failures_are_described_in_the_words_of_an_author(server, br
     assert sentences[0] == "Did not learn “A story.”, because the model would have forgotten too much of what it knew."
     assert all(sentence.endswith(".") and not WORDS_OF_OPERATORS.search(sentence) for sentence in sentences), sentences
     assert "waiting to be learned" in sentences[9] and "keeps no more of your texts" in sentences[10]
+
+
+def test_a_picture_says_whether_the_model_learns_from_its_author(server, browser):
+    """Texts that learning makes cheaper by a fifth, then texts that it makes dearer."""
+    owner = server.get("/v1/models/story/branch")[1]
+    server.post("/v1/models/story/examples", {"text": "A lamp that was given to the picture of the page."})
+    wait_until(lambda: server.get("/v1/models/story/branch")[1]["num_pending"] == 0)
+
+    def add_scores(count, live_bits):
+        with Store(server.state_dir) as store, store.transaction():
+            branch = store.select_value("SELECT branch FROM text_scores LIMIT 1")
+            first = store.select_value("SELECT max(example) FROM text_scores") + 100_000
+            for number in range(count):
+                score = text_scores.TextScore(500, 2000.0 + number % 7, live_bits + number % 5)
+                text_scores.add_score(store, branch, first + number, 0, score)
+        server.post("/v1/models/story/examples", {"text": f"A lamp after {first} others in the night."})
+
+    assert owner["mode"] == "online"
+    for count, live_bits, answer in ((40, 1600.0, r"^Yes\."), (400, 3000.0, r"^No\.")):
+        add_scores(count, live_bits)
+        with opened_page(browser, server) as page:
+            expect(page.locator("#saving-answer")).to_have_text(re.compile(answer), timeout=30_000)
+            assert page.locator("#saving-curves polyline").count() == 3
+            assert page.locator("#saving-curves polygon.band").get_attribute("points")
+            box = page.locator("#saving-curves").bounding_box()
+            assert box and box["height"] > 100
 
 
 def test_the_key_field_is_visible_only_where_the_server_needs_a_key(server, browser):
