@@ -256,6 +256,10 @@ def evaluate(
             "fisher_decay, rehearsal_batch_size, rehearsal_weight, adapter_rank, max_gradient_norm; requires --online."
         ),
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory/--no-memory", help="With --online, mix the network with a memory of the text."),
+    ] = True,
     stride: Annotated[
         int | None, typer.Option(help="Number of tokens scored per window; by default half of the context length.")
     ] = None,
@@ -291,7 +295,7 @@ def evaluate(
             raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
         if batch_size is not None:
             raise BadInput("--batch-size is for frozen weights; --online reads one chunk after another")
-        record = _evaluate_online(model, text, learning or "", allow_overlap, seed)
+        record = _evaluate_online(model, text, learning or "", memory, allow_overlap, seed)
         rows = _online_rows(record)
     else:
         from ontogeny.lm.evaluation import as_record
@@ -329,24 +333,24 @@ def _evaluate_frozen(
 
 
 def _evaluate_online(
-    model: "LanguageModel", text: Path, learning: str, allow_overlap: bool, seed: int
+    model: "LanguageModel", text: Path, learning: str, use_memory: bool, allow_overlap: bool, seed: int
 ) -> dict[str, Any]:
     """The record of an online evaluation: losses by condition, their attribution, and forgetting."""
     from ontogeny.audit.attribution import divide_gain
     from ontogeny.lm import online, online_learner
     from ontogeny.lm.evaluation import check_overlap, read_text
 
-    config = online_learner.parse_config(learning)
+    config = online_learner.parse_config(learning, online.EVALUATION_DEFAULTS)
     content = read_text(text)
     check_overlap(model, content, allow_overlap=allow_overlap)
     tokens = model.tokenizer.encode(content)
     with shared.progress("evaluating", "tokens") as update:
-        evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=update)
+        evaluation = online.evaluate_online(model, tokens, config, seed=seed, use_memory=use_memory, on_progress=update)
     gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
     parts = {"weights": gain.gain_of_weights, "activations": gain.gain_of_activations, "interaction": gain.interaction}
     attribution = {name: part._asdict() for name, part in parts.items()}
     attribution |= {"verdict": gain.verdict, "summary": gain.summary}
-    record = online.as_record(model, evaluation, tokens, config)
+    record = online.as_record(model, evaluation, tokens, config, len(content.encode()))
     return record | {"text": text.name, "seed": seed, "attribution": attribution}
 
 
@@ -366,6 +370,10 @@ def _online_rows(record: dict[str, Any]) -> dict[str, str]:
     rows["verdict"] = "{verdict}: {summary}".format_map(record["attribution"])
     if record["forgetting"] is not None:
         rows["forgetting on the held-out text, nats per token"] = interval(record["forgetting"])
+    if (mixture := record["mixture"]) is not None:
+        rows["weights of the mixture"] = ", ".join(f"{k} {v:.3f}" for k, v in mixture["mean_weights"].items())
+        if mixture["forgetting"] is not None:
+            rows["forgetting of the mixture, nats per token"] = interval(mixture["forgetting"])
     rows["relative weight change"] = f"{record['relative_weight_change']:.2%}"
     return rows
 

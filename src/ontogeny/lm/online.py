@@ -23,8 +23,11 @@ from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, online_learner, optimization
+from ontogeny.lm import byte_decisions, corpus, online_learner, optimization
+from ontogeny.lm import mixture as mixtures
+from ontogeny.lm.byte_decisions import DecisionTable
 from ontogeny.lm.evaluation import OnTokensProgress, scale_estimate, token_bytes
+from ontogeny.lm.mixture import MixtureEvaluation
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.seeds import check_seed
@@ -37,6 +40,8 @@ MAX_HELD_OUT_WINDOWS = 512
 WINDOWS_PER_CALL = 32
 SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
 NON_FINITE_LOSSES = "the losses of the frozen model are not finite, so its weights cannot be used on this text"
+# Defaults of an evaluation, which reads a long text in one pass; those of `OnlineConfig` are for short requests.
+EVALUATION_DEFAULTS = {"learning_rate": 3e-4, "rehearsal_weight": 8.0}
 CONDITIONS = ("frozen_reset", "frozen_full_context", "online_reset", "online_full_context", "weights_from_log")
 
 
@@ -47,6 +52,8 @@ class OnlineEvaluation(NamedTuple):
         weights_from_log: The fifth condition: activations reset, with the weights of `online_full_context`.
         weights: After `online_full_context`.
         relative_weight_change: The distance of `weights` from the trained weights, divided by the norm of these.
+        mixture: `online_full_context` mixed with a memory of the text; None where it was not requested.
+        frozen_mixture: `frozen_full_context` mixed with a memory of the text.
     """
 
     frozen_reset: np.ndarray
@@ -56,6 +63,8 @@ class OnlineEvaluation(NamedTuple):
     weights_from_log: np.ndarray
     weights: TransformerWeights
     relative_weight_change: float
+    mixture: MixtureEvaluation | None = None
+    frozen_mixture: MixtureEvaluation | None = None
 
 
 class ConditionResult(NamedTuple):
@@ -63,11 +72,14 @@ class ConditionResult(NamedTuple):
 
     Attributes:
         losses_after_reset: With the same weights and reset activations; equal to `losses` where they are reset anyway.
+        decision_probabilities: [D], the probability of outcome 1 at each decision of all tokens but the first, before
+            anything was learned from their chunk; None where it was not requested.
     """
 
     losses: np.ndarray
     losses_after_reset: np.ndarray
     weights: TransformerWeights
+    decision_probabilities: np.ndarray | None = None
 
 
 class _ChunkBatch(NamedTuple):
@@ -78,6 +90,7 @@ class _ChunkBatch(NamedTuple):
     short_windows: Int32[Array, "S K1"]  # each chunk with the one token before it
     rehearsal: Int32[Array, "S B C1"]
     is_valid: Array  # [S] bool; the last call is padded
+    intervals: Int32[Array, "S K L 3"]  # decisions of the tokens of each chunk, without any where none are requested
 
 
 def pretrained_weights(model: LanguageModel, config: OnlineConfig) -> PretrainedWeights:
@@ -98,6 +111,7 @@ def evaluate_online(
     config: OnlineConfig,
     *,
     seed: int = 0,
+    use_memory: bool = True,
     on_progress: OnTokensProgress | None = None,
 ) -> OnlineEvaluation:
     """Score a stream of tokens in all conditions.
@@ -107,6 +121,7 @@ def evaluate_online(
         tokens: [T], at least two chunks.
         config: Settings of the online learner.
         seed: Determines the rehearsal windows.
+        use_memory: Whether the network is also mixed with a memory of the text.
         on_progress: Called with the number of scored tokens and of all tokens of the four conditions.
 
     Raises:
@@ -120,6 +135,7 @@ def evaluate_online(
     pretrained = pretrained_weights(model, config)
     conditions = [(True, True), (True, False), (False, True), (False, False)]
     results, num_losses = {}, len(tokens) - 1
+    table = byte_decisions.tabulate(model.tokenizer, model.config.vocab_size, tokens) if use_memory else None
 
     for number, (keep_activations, online) in enumerate(conditions):
 
@@ -128,9 +144,18 @@ def evaluate_online(
                 on_progress(first + num_done, len(conditions) * num_losses)
 
         results[keep_activations, online] = run_condition(
-            model, pretrained, tokens, config, keep_activations, online, seed, report
+            model,
+            pretrained,
+            tokens,
+            config,
+            keep_activations,
+            online,
+            seed,
+            report,
+            table if keep_activations else None,
         )
     full_context = results[True, True]
+    mixture, frozen_mixture = (_mix(table, tokens, results[True, online]) for online in (True, False))
     return OnlineEvaluation(
         results[False, False].losses,
         results[True, False].losses,
@@ -139,7 +164,16 @@ def evaluate_online(
         full_context.losses_after_reset,
         full_context.weights,
         relative_weight_change(full_context.weights, model.weights),
+        mixture,
+        frozen_mixture,
     )
+
+
+def _mix(table: DecisionTable | None, tokens: np.ndarray, result: ConditionResult) -> MixtureEvaluation | None:
+    """The mixture of a condition with a memory of the text; None where no decisions were scored."""
+    if table is None or result.decision_probabilities is None:
+        return None
+    return mixtures.mix(table, tokens, result.decision_probabilities)
 
 
 def run_condition(
@@ -151,6 +185,7 @@ def run_condition(
     online: bool,
     seed: int = 0,
     on_progress: OnTokensProgress | None = None,
+    table: DecisionTable | None = None,
 ) -> ConditionResult:
     """Score a stream of tokens in one condition.
 
@@ -163,45 +198,82 @@ def run_condition(
         online: Whether the weights learn from each chunk after it is scored.
         seed: The rehearsal windows of a chunk depend on this seed and the chunk's number alone.
         on_progress: Called with the number of scored tokens and of all tokens.
+        table: Decisions of the tokens, whose probabilities are computed too; None to compute losses alone.
 
     Raises:
         BadInput: A loss is not finite.
     """
     learner = online_learner.build(model.config, config)
-    state, context_length, size = learner.init(pretrained), model.config.context_length, config.chunk_size
-    starts = np.arange(0, len(tokens) - 1, size)
-    rehearses = online and config.rehearsal_batch_size > 0
-    text = training_tokens(model) if rehearses else np.zeros(context_length + 1, np.int32)
-    losses, after_reset = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
+    state, size, num_losses = learner.init(pretrained), config.chunk_size, len(tokens) - 1
+    starts = np.arange(0, num_losses, size)
+    text = training_tokens(model) if online and config.rehearsal_batch_size > 0 else None
+    losses, after_reset, decisions = np.empty(num_losses), np.empty(num_losses), []
     for first_chunk in range(0, len(starts), CHUNKS_PER_CALL):
         call_starts = starts[first_chunk : first_chunk + CHUNKS_PER_CALL]
-        padded = np.concatenate([call_starts, np.repeat(starts[-1:], CHUNKS_PER_CALL - len(call_starts))])
-        history = context_length if keep_activations else size
-        windows, num_read = context_windows(tokens, padded, size, history, context_length)
-        short_windows, num_short = context_windows(tokens, padded, size, size, context_length)
-        rehearsal = np.zeros((CHUNKS_PER_CALL, 0, context_length + 1), np.int32)
-        if rehearses:
-            shape = (CHUNKS_PER_CALL, 1, config.rehearsal_batch_size)
-            rehearsal = corpus.sample_batches(text, seed, first_chunk, shape, context_length)[:, 0]
-        is_valid = np.arange(CHUNKS_PER_CALL) < len(call_starts)
-        batch = _ChunkBatch(*map(jnp.asarray, (windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid)))
-        state, device_losses = _process_chunks(model.config, config, keep_activations, online, pretrained, state, batch)
-        window_losses, reset_losses = (np.asarray(part, np.float64) for part in device_losses)
+        batch, num_short = _make_batch(model, tokens, starts, first_chunk, config, keep_activations, text, seed, table)
+        num_read = np.asarray(batch.num_read)
+        state, device_results = _process_chunks(
+            model.config, config, keep_activations, online, pretrained, table and table.sorted_tokens, state, batch
+        )
+        window_losses, reset_losses, probabilities = (np.asarray(part, np.float64) for part in device_results)
         for row, start in enumerate(call_starts):
-            stop = min(start + size, len(tokens) - 1)
+            stop = min(start + size, num_losses)
             losses[start:stop] = window_losses[row, num_read[row] - (stop - start) : num_read[row]]
             after_reset[start:stop] = losses[start:stop]
             if keep_activations:
                 after_reset[start:stop] = reset_losses[row, num_short[row] - (stop - start) : num_short[row]]
+            if table is not None:
+                chunk = probabilities[row, size - (stop - start) :]
+                decisions.append(byte_decisions.select(table, tokens[start + 1 : stop + 1], chunk))
         if on_progress is not None:
-            on_progress(int(min(call_starts[-1] + size, len(tokens) - 1)), len(tokens) - 1)
+            on_progress(int(min(call_starts[-1] + size, num_losses)), num_losses)
     is_finite = np.isfinite(losses) & np.isfinite(after_reset)
     if not is_finite.all():
         raise BadInput(explain_divergence(int(is_finite.argmin())) if online else NON_FINITE_LOSSES)
     weights = learner.full_weights(pretrained, state.content)
     if online and not trees.is_finite(weights):
         raise BadInput(explain_divergence(len(losses)))
-    return ConditionResult(losses, after_reset, weights)
+    return ConditionResult(losses, after_reset, weights, None if table is None else np.concatenate(decisions))
+
+
+def _make_batch(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    first_chunk: int,
+    config: OnlineConfig,
+    keep_activations: bool,
+    rehearsal_text: np.ndarray | None,
+    seed: int,
+    table: DecisionTable | None,
+) -> tuple[_ChunkBatch, np.ndarray]:
+    """The input of one compiled call; arguments as of `run_condition`.
+
+    Args:
+        starts: The first token of each chunk of the text.
+        first_chunk: The number of the first chunk of the call.
+        rehearsal_text: Training text; None for no rehearsal.
+
+    Returns:
+        The batch, and the number of predictions in each short window.
+    """
+    size, context_length = config.chunk_size, model.config.context_length
+    call_starts = starts[first_chunk : first_chunk + CHUNKS_PER_CALL]
+    padded = np.concatenate([call_starts, np.repeat(starts[-1:], CHUNKS_PER_CALL - len(call_starts))])
+    history = context_length if keep_activations else size
+    windows, num_read = context_windows(tokens, padded, size, history, context_length)
+    short_windows, num_short = context_windows(tokens, padded, size, size, context_length)
+    rehearsal = np.zeros((CHUNKS_PER_CALL, 0, context_length + 1), np.int32)
+    if rehearsal_text is not None:
+        shape = (CHUNKS_PER_CALL, 1, config.rehearsal_batch_size)
+        rehearsal = corpus.sample_batches(rehearsal_text, seed, first_chunk, shape, context_length)[:, 0]
+    is_valid = np.arange(CHUNKS_PER_CALL) < len(call_starts)
+    intervals = np.zeros((CHUNKS_PER_CALL, size, 0, 3), np.int32)
+    if table is not None:
+        positions = np.maximum(num_read[:, None] - size + np.arange(size), 0) + 1
+        intervals = table.intervals[table.row_of[np.take_along_axis(windows, positions, axis=1)]]
+    arrays = (windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid, intervals)
+    return _ChunkBatch(*map(jnp.asarray, arrays)), num_short
 
 
 def explain_divergence(num_tokens: int) -> str:
@@ -284,11 +356,31 @@ def segment_means(evaluation: OnlineEvaluation, segment_tokens: int) -> Float[np
 
 
 def as_record(
-    model: LanguageModel, evaluation: OnlineEvaluation, tokens: np.ndarray, config: OnlineConfig
+    model: LanguageModel,
+    evaluation: OnlineEvaluation,
+    tokens: np.ndarray,
+    config: OnlineConfig,
+    num_text_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Convert an evaluation to JSON values: bits per byte of every condition, bits saved by learning, forgetting."""
-    num_bytes = token_bytes(model, tokens[1:])
+    """Convert an evaluation to JSON values: bits per byte of every condition, bits saved by learning, forgetting.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        evaluation: Of the tokens.
+        tokens: [T].
+        config: Settings of the online learner.
+        num_text_bytes: Bytes of the text, which are divided in proportion to those that the tokens encode; None where
+            the tokens encode the text byte by byte.
+    """
+    num_bytes = token_bytes(model, tokens)
+    num_text_bytes = round(num_bytes.sum()) if num_text_bytes is None else num_text_bytes
+    num_bytes = num_bytes[1:] * (num_text_bytes / num_bytes.sum())
     losses_by_condition = {name: getattr(evaluation, name) for name in CONDITIONS}
+    if evaluation.mixture is not None:
+        parts = {"mixture": evaluation.mixture.losses, "memory": evaluation.mixture.memory_losses}
+        losses_by_condition = parts | losses_by_condition
+    if evaluation.frozen_mixture is not None:
+        losses_by_condition["frozen_mixture"] = evaluation.frozen_mixture.losses
 
     def ratio(numerators: np.ndarray, denominators: np.ndarray) -> RatioEstimate:
         starts = np.arange(0, max(len(numerators) - SEGMENT_TOKENS + 1, 1), SEGMENT_TOKENS)
@@ -301,11 +393,29 @@ def as_record(
     return {
         "learning": config.model_dump(),
         "num_tokens": len(tokens),
+        "num_bytes": round(num_bytes.sum()),
+        "num_unscored_bytes": num_text_bytes - round(num_bytes.sum()),
         "bits_per_byte": {name: estimate._asdict() for name, estimate in bits_per_byte.items()},
         "bits_saved": bits_saved._asdict(),
         "forgetting": None if model.run is None else measure_forgetting(model, evaluation.weights)._asdict(),
         "relative_weight_change": evaluation.relative_weight_change,
+        "mixture": None if evaluation.mixture is None else _mixture_record(model, evaluation, evaluation.mixture),
     }
+
+
+def _mixture_record(model: LanguageModel, evaluation: OnlineEvaluation, mixture: MixtureEvaluation) -> dict[str, Any]:
+    """The weights of the mixture, the size of its memory, and its forgetting."""
+    forgetting = {"forgetting": None, "forgetting_at_last_weights": None}
+    if model.run is not None:
+        for name, mixing in zip(forgetting, (True, False), strict=True):
+            forgetting[name] = measure_mixture_forgetting(model, evaluation.weights, mixture, mixing=mixing)._asdict()
+    return mixtures.as_record(mixture) | forgetting
+
+
+def held_out_windows(model: LanguageModel) -> Int32[np.ndarray, "N C1"]:
+    """Windows of the held-out text of a run, on which forgetting is measured."""
+    text = corpus.load_corpus(_training_run(model)).held_out
+    return corpus.spaced_windows(text, model.config.context_length, MAX_HELD_OUT_WINDOWS)
 
 
 def measure_forgetting(model: LanguageModel, weights: TransformerWeights) -> RatioEstimate:
@@ -318,15 +428,37 @@ def measure_forgetting(model: LanguageModel, weights: TransformerWeights) -> Rat
     Returns:
         The increase in nats per token, with an interval that reflects the variation between windows.
     """
-    text = corpus.load_corpus(_training_run(model)).held_out
-    windows = corpus.spaced_windows(text, model.config.context_length, MAX_HELD_OUT_WINDOWS)
+    windows = held_out_windows(model)
     batches = np.array_split(windows, -(-len(windows) // WINDOWS_PER_CALL))
 
     def losses(weights: TransformerWeights) -> np.ndarray:
         parts = [optimization.window_losses(model.config, "float32", weights, batch) for batch in batches]
         return np.concatenate([np.asarray(part, np.float64) for part in parts])
 
-    increase = losses(weights) - losses(model.weights)
+    return _mean_increase(losses(weights) - losses(model.weights))
+
+
+def measure_mixture_forgetting(
+    model: LanguageModel, weights: TransformerWeights, mixture: MixtureEvaluation, *, mixing: bool
+) -> RatioEstimate:
+    """Measure by how much the loss of the mixture on the original held-out text rose.
+
+    Before the text, the memory is empty and the mixture is the network. Network and memory are frozen.
+
+    Args:
+        model: A model that was trained by ontogeny.
+        weights: The weights of the network after online learning.
+        mixture: Its memory after the text.
+        mixing: Whether the two weights of the mixture, which are activations, adapt to the held-out text, beginning
+            with those after the text; otherwise they stay fixed too.
+    """
+    windows = held_out_windows(model)
+    after = mixtures.window_losses(model, weights, mixture.memory, windows, mixing=mixing)
+    return _mean_increase(after - mixtures.window_losses(model, model.weights, None, windows))
+
+
+def _mean_increase(increase: np.ndarray) -> RatioEstimate:
+    """The mean of [N, C] differences with an interval over windows."""
     return ratio_of_sums(increase.sum(axis=1), np.full(len(increase), float(increase.shape[1])))
 
 
@@ -363,29 +495,42 @@ def _process_chunks(
     keep_activations: bool,
     online: bool,
     pretrained: PretrainedWeights,
+    sorted_tokens: Int32[Array | np.ndarray, "V"] | None,
     state: Weights,
     batch: _ChunkBatch,
-) -> tuple[Weights, tuple[Array, Array]]:
+) -> tuple[Weights, tuple[Array, Array, Array]]:
     """Process chunks one after the other, each scored before the weights learn from it.
 
+    Args:
+        sorted_tokens: As in the table of decisions; None where no decisions are scored.
+
     Returns:
-        The final state, and two arrays of losses in nats, one row per chunk: as deployed, and after a reset. The latter
-        are zero unless an online model keeps its activations.
+        The final state, two arrays of losses in nats, one row per chunk: as deployed, and after a reset, and the
+        probabilities of the decisions. The losses after a reset are zero unless an online model keeps its activations.
     """
     learner = online_learner.build(model_config, config)
 
     def losses(weights: TransformerWeights, window: Array) -> Array:
         return transformer.token_losses(model_config, weights, window[None])[0]
 
-    def process(state: Weights, chunk: _ChunkBatch) -> tuple[Weights, tuple[Array, Array]]:
+    def decisions(weights: TransformerWeights, chunk: _ChunkBatch) -> Array:
+        if sorted_tokens is None:
+            return jnp.zeros((config.chunk_size, 0))
+        logits = transformer.forward(model_config, weights, chunk.windows[None, :-1])[0]
+        positions = jnp.maximum(chunk.num_read - config.chunk_size + jnp.arange(config.chunk_size), 0)
+        log_probabilities = jax.nn.log_softmax(logits[positions])
+        return byte_decisions.decision_probabilities(log_probabilities, jnp.asarray(sorted_tokens), chunk.intervals)
+
+    def process(state: Weights, chunk: _ChunkBatch) -> tuple[Weights, tuple[Array, Array, Array]]:
         weights = learner.full_weights(pretrained, state.content)
-        after_reset = jnp.zeros(config.chunk_size)
+        after_reset, probabilities = jnp.zeros(config.chunk_size), decisions(weights, chunk)
         if keep_activations and online:
             after_reset = losses(weights, chunk.short_windows)
         if not online:
-            return state, (losses(weights, chunk.windows if keep_activations else chunk.short_windows), after_reset)
+            nats = losses(weights, chunk.windows if keep_activations else chunk.short_windows)
+            return state, (nats, after_reset, probabilities)
         updated, nats = learner.update(pretrained, state, chunk.windows, chunk.num_read, chunk.rehearsal)
         state = jax.tree.map(lambda old, new: jnp.where(chunk.is_valid, new, old), state, updated)
-        return state, (nats, after_reset)
+        return state, (nats, after_reset, probabilities)
 
     return jax.lax.scan(process, state, batch)

@@ -11,8 +11,9 @@ A step is a function of weights and tokens alone: equal chunks in equal order gi
 knows streams, files or servers. Letters: C context length, B rehearsal windows, r rank of an adapter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -98,13 +99,17 @@ class OnlineLearner(NamedTuple):
     update: Callable[[PretrainedWeights, Weights, Array, Array, Array], tuple[Weights, Array]]
 
 
-def parse_config(text: str) -> OnlineConfig:
+def parse_config(text: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> OnlineConfig:
     """Parse settings such as `chunk_size=32,decay_rate=0.01`.
+
+    Args:
+        text: The settings.
+        defaults: Values of settings that the text does not name, where they differ from those of `OnlineConfig`.
 
     Raises:
         BadInput: A setting is unknown or out of its range.
     """
-    return validate(OnlineConfig, plugins.parse(f":{text}")[1], "learning", "setting")
+    return validate(OnlineConfig, dict(defaults) | plugins.parse(f":{text}")[1], "learning", "setting")
 
 
 def check_config(config: OnlineConfig, context_length: int) -> OnlineConfig:

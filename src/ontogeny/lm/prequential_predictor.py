@@ -42,7 +42,9 @@ def build(run: Path | str, learning: str = "", *, frozen: bool = False) -> Predi
     Raises:
         BadInput: The folder holds no language model, or a setting is unknown or out of its range.
     """
-    return make_predictor(models.load(run), online_learner.parse_config(learning), frozen=frozen)
+    return make_predictor(
+        models.load(run), online_learner.parse_config(learning, online.EVALUATION_DEFAULTS), frozen=frozen
+    )
 
 
 def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool = False) -> Predict:

@@ -1,0 +1,375 @@
+"""A memory of text that predicts the next byte from what followed the same contexts before.
+
+It is learned content without gradients: a context model as of data compression (Mahoney 2005, "Adaptive weighing of
+context models for lossless data compression", Florida Tech CS-2005-16). For each context (the last 0 to 6 bytes, and
+the letters of the current word) a binary tree over the bits of the next byte counts the bits that followed. A map that
+is learned too turns a pair of counts into a probability, so that it need not be assumed how reliable three equal
+observations are. A further predictor repeats the byte that followed the longest match of at least five bytes. Their
+log-odds are added with learned weights (logistic mixing: section 3 there; Mattern 2012, arXiv 1302.4773): the set of
+weights depends on the number of contexts that have occurred before, and each bit is a step of gradient descent on its
+coding cost.
+
+`read` also mixes the memory with the probabilities of a network, with two more weights of the same kind. Each bit is
+predicted before anything is learned from it. With numba (the extra `fast`) the functions are compiled; without it the
+same functions run as plain Python, about a hundred times slower.
+
+Letters: D decisions, M nodes, R roots, K contexts, N bytes.
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ontogeny import kernels
+
+MAX_ORDER = 6  # bytes of the longest context
+NUM_CONTEXTS = MAX_ORDER + 2  # orders 0 to 6, and the current word
+NUM_INPUTS = NUM_CONTEXTS + 2  # and the longest match, and a constant
+MATCH_ORDER = 5  # bytes that a match has at least
+MAX_MATCH = 31  # longer matches are equally reliable
+MAX_COUNT = 31  # of equal bits in a context
+DISCOUNTED = 2  # of a count of the other bit, more than this is halved: recent bits count for more
+MAX_OBSERVATIONS = 127.0  # over which the reliability of counts is averaged
+MIN_PROBABILITY = 1e-5
+LEARNING_RATE = 0.002  # of the weights of the predictors
+MIXING_RATE = 0.004  # of the weights of network and memory
+INITIAL_WEIGHT = 0.3  # of each predictor
+INITIAL_MIXING = (0.3, 0.7)  # of network and memory
+CONSTANT = 0.3  # the last input
+BASE = 257
+WORD_MODULUS = 8796093022151  # the largest prime below 2^43
+NODES_PER_BYTE = 40
+MAX_TEXT_BYTES = 1 << 21
+
+if importlib.util.find_spec("numba") is not None and os.environ.get(kernels.ENVIRONMENT_VARIABLE, "1") != "0":
+    from ontogeny.kernels.compiling import kernel as compiled
+else:
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        """Returns a function as it is, where numba is absent."""
+        return function
+
+
+class TextMemory(NamedTuple):
+    """The arrays of a memory, changed in place.
+
+    Attributes:
+        root_keys: [R] int64, contexts by open addressing; -1 where there is none.
+        root_nodes: [R] int32, the node of the first bit after each context.
+        root_positions: [R] int32, where in `text` each context occurred last; -1 before.
+        children: [2 M] int32, the nodes after a bit of 0 and of 1; -1 where there is none.
+        counts: [2 M] uint8, recent bits of 0 and of 1 at each node.
+        reliability: [K x counts x counts] float64, the probability of 1 after a pair of counts in each context.
+        num_observations: As `reliability`, the number of bits from which it was learned.
+        match_reliability: [lengths] float64, the probability that the byte after a match of this length is repeated.
+        num_matches: [lengths] float64.
+        weights: [(K + 1) x inputs] float64, of the predictors, by the number of contexts that have occurred.
+        mixing_weights: [2] float64, of network and memory.
+        text: [N] uint8, the bytes that were read.
+        sizes: [2] int64, the number of bytes and of nodes in use.
+    """
+
+    root_keys: np.ndarray
+    root_nodes: np.ndarray
+    root_positions: np.ndarray
+    children: np.ndarray
+    counts: np.ndarray
+    reliability: np.ndarray
+    num_observations: np.ndarray
+    match_reliability: np.ndarray
+    num_matches: np.ndarray
+    weights: np.ndarray
+    mixing_weights: np.ndarray
+    text: np.ndarray
+    sizes: np.ndarray
+
+
+class _Reader(NamedTuple):
+    """What a pass over a text carries from bit to bit, changed in place."""
+
+    recent: np.ndarray  # [MAX_ORDER] int64, the last bytes plus one, the last one first; 0 before the text
+    keys: np.ndarray  # [K] int64, of the contexts
+    nodes: np.ndarray  # [K] int64, the node of each context; -1 where it has none
+    inputs: np.ndarray  # [inputs] float64, log-odds of 1
+    pairs: np.ndarray  # [K] int64, the entry of `reliability` that was used; -1 for none
+    numbers: np.ndarray  # [7] int64, see the constants below
+
+
+WORD, MATCH, MATCH_LENGTH, PARTIAL_BYTE, NUM_BITS, EXPECTED_BIT, NUM_KNOWN = range(7)  # entries of `numbers`
+
+
+def init_memory(num_bytes: int) -> TextMemory:
+    """Creates an empty memory.
+
+    Args:
+        num_bytes: Bytes that it will read. Of more than `MAX_TEXT_BYTES` only the first ones add contexts; those that
+            exist continue to learn.
+    """
+    capacity = min(max(num_bytes, 64), MAX_TEXT_BYTES)
+    num_nodes, num_roots = NODES_PER_BYTE * capacity, 2 * NUM_CONTEXTS * capacity + 1
+    zeros, ones = np.meshgrid(np.arange(MAX_COUNT + 1), np.arange(MAX_COUNT + 1), indexing="ij")
+    reliability = np.tile(((ones + 0.4) / (zeros + ones + 0.8)).ravel(), NUM_CONTEXTS)
+    weights = np.full((NUM_CONTEXTS + 1, NUM_INPUTS), INITIAL_WEIGHT)
+    weights[:, -1] = 0.0
+    return TextMemory(
+        np.full(num_roots, -1, np.int64),
+        np.full(num_roots, -1, np.int32),
+        np.full(num_roots, -1, np.int32),
+        np.zeros(2 * num_nodes, np.int32),
+        np.zeros(2 * num_nodes, np.uint8),
+        reliability,
+        np.zeros(len(reliability)),
+        1 - 1 / (np.arange(MAX_MATCH + 1) + 2.5),
+        np.zeros(MAX_MATCH + 1),
+        weights.ravel(),
+        np.array(INITIAL_MIXING),
+        np.zeros(capacity, np.uint8),
+        np.array([0, 1], np.int64),  # node 0 is none
+    )
+
+
+def copy_memory(memory: TextMemory) -> TextMemory:
+    """Copies all arrays of a memory."""
+    return TextMemory(*(array.copy() for array in memory))
+
+
+def new_reader() -> _Reader:
+    """Returns the state of a pass at the beginning of a text."""
+    K = NUM_CONTEXTS
+    return _Reader(
+        np.zeros(MAX_ORDER, np.int64),
+        np.zeros(K, np.int64),
+        np.zeros(K, np.int64),
+        np.zeros(NUM_INPUTS),
+        np.zeros(K, np.int64),
+        np.array([0, -1, 0, 1, 0, -1, 0], np.int64),
+    )
+
+
+@compiled
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))
+
+
+@compiled
+def _probability(log_odds: float) -> float:
+    bounded = min(max(log_odds, -30.0), 30.0)
+    return min(max(1.0 / (1.0 + math.exp(-bounded)), MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
+
+
+@compiled
+def _find_root(memory: TextMemory, key: int) -> int:
+    """The place of a context, or the empty place where it would be entered."""
+    size = len(memory.root_keys)
+    place = key % size
+    while memory.root_keys[place] != key and memory.root_keys[place] != -1:
+        place = place + 1 if place + 1 < size else 0
+    return place
+
+
+@compiled
+def _has_room(memory: TextMemory) -> bool:
+    """Whether all nodes of one more byte fit, and the byte itself."""
+    has_nodes = 2 * (memory.sizes[1] + 9 * NUM_CONTEXTS) < len(memory.children)
+    return has_nodes and memory.sizes[0] < len(memory.text)
+
+
+@compiled
+def _add_node(memory: TextMemory) -> int:
+    node = memory.sizes[1]
+    memory.sizes[1] += 1
+    return node
+
+
+@compiled
+def _begin_byte(memory: TextMemory, reader: _Reader, learning: bool) -> None:
+    """Finds the contexts of the next byte and the longest match; enters new contexts where the memory learns."""
+    numbers = reader.numbers
+    grows = learning and _has_room(memory)
+    code, scale, match_root = 0, 1, -1
+    for k in range(NUM_CONTEXTS):
+        if k < NUM_CONTEXTS - 1:
+            if k > 0:
+                code += reader.recent[k - 1] * scale
+                scale *= BASE
+            key = code * NUM_CONTEXTS + k
+        else:
+            key = (numbers[WORD] * BASE + reader.recent[0]) * NUM_CONTEXTS + k
+        place = _find_root(memory, key)
+        if memory.root_keys[place] == -1 and grows:
+            memory.root_keys[place] = key
+            memory.root_nodes[place] = _add_node(memory)
+        is_known = memory.root_keys[place] != -1
+        reader.nodes[k] = memory.root_nodes[place] if is_known else 0
+        if k == MATCH_ORDER and is_known:
+            match_root = place
+    _follow_match(memory, reader, match_root)
+    if match_root >= 0 and grows:  # after the last occurrence was looked up
+        memory.root_positions[match_root] = memory.sizes[0]
+    numbers[PARTIAL_BYTE] = 1
+    numbers[NUM_BITS] = 0
+
+
+@compiled
+def _follow_match(memory: TextMemory, reader: _Reader, match_root: int) -> None:
+    """Continues the match of the byte before, or begins one with the last occurrence of the context."""
+    numbers = reader.numbers
+    if numbers[MATCH_LENGTH] > 0 and numbers[MATCH] + 1 < memory.sizes[0]:
+        numbers[MATCH] += 1
+        numbers[MATCH_LENGTH] = min(numbers[MATCH_LENGTH] + 1, MAX_MATCH)
+        return
+    numbers[MATCH_LENGTH] = 0
+    if match_root >= 0 and reader.recent[MATCH_ORDER - 1] > 0 and memory.root_positions[match_root] >= 0:
+        position = memory.root_positions[match_root]
+        length = MATCH_ORDER
+        while (
+            length < MAX_ORDER and position > length and memory.text[position - 1 - length] + 1 == reader.recent[length]
+        ):
+            length += 1
+        numbers[MATCH] = position
+        numbers[MATCH_LENGTH] = length
+
+
+@compiled
+def _predict_bit(memory: TextMemory, reader: _Reader) -> float:
+    """Predicts the next bit of a byte: the probability of 1 by the memory alone."""
+    numbers, inputs = reader.numbers, reader.inputs
+    num_known = 0
+    for k in range(NUM_CONTEXTS):
+        node = reader.nodes[k]
+        zeros, ones = int(memory.counts[2 * node]), int(memory.counts[2 * node + 1])
+        inputs[k], reader.pairs[k] = 0.0, -1
+        if node > 0 and zeros + ones > 0:
+            reader.pairs[k] = (k * (MAX_COUNT + 1) + zeros) * (MAX_COUNT + 1) + ones
+            inputs[k] = _log_odds(memory.reliability[reader.pairs[k]])
+            num_known += 1
+    numbers[EXPECTED_BIT] = -1
+    inputs[NUM_CONTEXTS] = 0.0
+    if numbers[MATCH_LENGTH] > 0:
+        expected = int(memory.text[numbers[MATCH]]) + 256
+        if expected >> (8 - numbers[NUM_BITS]) == numbers[PARTIAL_BYTE]:
+            numbers[EXPECTED_BIT] = (expected >> (7 - numbers[NUM_BITS])) & 1
+            log_odds = _log_odds(memory.match_reliability[numbers[MATCH_LENGTH]])
+            inputs[NUM_CONTEXTS] = log_odds if numbers[EXPECTED_BIT] == 1 else -log_odds
+    inputs[NUM_INPUTS - 1] = CONSTANT
+    numbers[NUM_KNOWN] = num_known
+    total = 0.0
+    for i in range(NUM_INPUTS):
+        total += memory.weights[num_known * NUM_INPUTS + i] * inputs[i]
+    return _probability(total)
+
+
+@compiled
+def _learn_bit(memory: TextMemory, reader: _Reader, bit: int, probability: float) -> None:
+    """Learns from a bit that was predicted: counts, their reliability, and the weights of the predictors."""
+    numbers, first_weight = reader.numbers, reader.numbers[NUM_KNOWN] * NUM_INPUTS
+    step = LEARNING_RATE * (bit - probability)
+    for i in range(NUM_INPUTS):
+        memory.weights[first_weight + i] += step * reader.inputs[i]
+    grows = 2 * (memory.sizes[1] + NUM_CONTEXTS) < len(memory.children)
+    for k in range(NUM_CONTEXTS):
+        pair, node = reader.pairs[k], reader.nodes[k]
+        if pair >= 0:
+            memory.num_observations[pair] = min(memory.num_observations[pair] + 1.0, MAX_OBSERVATIONS)
+            rate = 1.0 / (memory.num_observations[pair] + 1.5)
+            memory.reliability[pair] += (bit - memory.reliability[pair]) * rate
+        if node > 0:
+            _count_bit(memory, node, bit)
+            if numbers[NUM_BITS] < 7 and memory.children[2 * node + bit] == 0 and grows:
+                memory.children[2 * node + bit] = _add_node(memory)
+    if numbers[EXPECTED_BIT] >= 0:
+        length = numbers[MATCH_LENGTH]
+        memory.num_matches[length] = min(memory.num_matches[length] + 1.0, MAX_OBSERVATIONS)
+        is_repeated = 1.0 if numbers[EXPECTED_BIT] == bit else 0.0
+        rate = 1.0 / (memory.num_matches[length] + 1.5)
+        changed = memory.match_reliability[length] + (is_repeated - memory.match_reliability[length]) * rate
+        memory.match_reliability[length] = min(max(changed, 0.001), 0.9995)
+
+
+@compiled
+def _count_bit(memory: TextMemory, node: int, bit: int) -> None:
+    """Counts a bit at a node, and discounts a larger count of the other bit."""
+    count, other_count = int(memory.counts[2 * node + bit]), int(memory.counts[2 * node + 1 - bit])
+    memory.counts[2 * node + bit] = min(count + 1, MAX_COUNT)
+    if other_count > DISCOUNTED:
+        memory.counts[2 * node + 1 - bit] = other_count // 2 + 1
+
+
+@compiled
+def _advance(memory: TextMemory, reader: _Reader, bit: int, learning: bool) -> None:
+    """Moves on by one bit; after eight of them the byte is part of the context, and of the memory where it learns."""
+    numbers = reader.numbers
+    for k in range(NUM_CONTEXTS):
+        node = reader.nodes[k]
+        reader.nodes[k] = memory.children[2 * node + bit] if node > 0 else 0
+    if numbers[EXPECTED_BIT] >= 0 and numbers[EXPECTED_BIT] != bit:
+        numbers[MATCH_LENGTH] = 0
+    numbers[PARTIAL_BYTE] = 2 * numbers[PARTIAL_BYTE] + bit
+    numbers[NUM_BITS] += 1
+    if numbers[NUM_BITS] < 8:
+        return
+    byte = numbers[PARTIAL_BYTE] - 256
+    for k in range(MAX_ORDER - 1, 0, -1):
+        reader.recent[k] = reader.recent[k - 1]
+    reader.recent[0] = byte + 1
+    lower = byte + 32 if 65 <= byte <= 90 else byte
+    is_letter = 97 <= lower <= 122 or byte >= 128
+    numbers[WORD] = (numbers[WORD] * BASE + lower + 1) % WORD_MODULUS if is_letter else 0
+    numbers[NUM_BITS] = 0
+    if learning and memory.sizes[0] < len(memory.text):
+        memory.text[memory.sizes[0]] = byte
+        memory.sizes[0] += 1
+
+
+@compiled
+def read(
+    memory: TextMemory,
+    reader: _Reader,
+    bits: np.ndarray,
+    is_byte_bit: np.ndarray,
+    network: np.ndarray,
+    learning: bool,
+    mixing: bool,
+    result: np.ndarray,
+) -> None:
+    """Predicts a text bit by bit and learns from each bit after it is predicted.
+
+    Args:
+        memory: Changed in place where it learns.
+        reader: State of the pass, changed in place.
+        bits: [D] uint8, the outcomes of the decisions.
+        is_byte_bit: [D] bool, whether a decision is a bit of a byte of the text. The memory does not predict the other
+            ones, and the mixture follows the network.
+        network: [D] float64, the network's probability of 1. Where it is 0 or 1 the outcome is certain.
+        learning: Whether the memory learns.
+        mixing: Whether the two weights of the mixture learn.
+        result: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts nothing)
+            and by the mixture, and the weights of network and memory in the mixture.
+    """
+    mixing_weights = memory.mixing_weights
+    for d in range(len(bits)):
+        bit, is_certain = int(bits[d]), network[d] <= 0.0 or network[d] >= 1.0
+        network_probability = min(max(network[d], MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
+        by_memory, by_mixture = 1.0, network_probability
+        if is_byte_bit[d]:
+            if reader.numbers[NUM_BITS] == 0:
+                _begin_byte(memory, reader, learning)
+            by_memory = _predict_bit(memory, reader)
+            if reader.numbers[NUM_KNOWN] > 0 and not is_certain:
+                network_odds, memory_odds = _log_odds(network_probability), _log_odds(by_memory)
+                by_mixture = _probability(mixing_weights[0] * network_odds + mixing_weights[1] * memory_odds)
+                if mixing:
+                    step = MIXING_RATE * (bit - by_mixture)
+                    mixing_weights[0] += step * network_odds
+                    mixing_weights[1] += step * memory_odds
+            if learning:
+                _learn_bit(memory, reader, bit, by_memory)
+            _advance(memory, reader, bit, learning)
+            by_memory = by_memory if bit else 1.0 - by_memory
+        result[d, 0] = by_memory
+        result[d, 1] = 1.0 if is_certain else (by_mixture if bit else 1.0 - by_mixture)
+        result[d, 2], result[d, 3] = mixing_weights[0], mixing_weights[1]
