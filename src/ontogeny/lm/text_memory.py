@@ -172,7 +172,7 @@ def _find_root(memory: TextMemory, key: int) -> int:
 
 
 @compiled
-def _has_room(memory: TextMemory) -> bool:
+def _can_grow(memory: TextMemory) -> bool:
     """Whether all nodes of one more byte fit, and the byte itself."""
     has_nodes = 2 * (memory.sizes[1] + 9 * NUM_CONTEXTS) < len(memory.children)
     return has_nodes and memory.sizes[0] < len(memory.text)
@@ -189,7 +189,7 @@ def _add_node(memory: TextMemory) -> int:
 def _begin_byte(memory: TextMemory, reader: _Reader, learning: bool) -> None:
     """Finds the contexts of the next byte and the longest match; enters new contexts where the memory learns."""
     numbers = reader.numbers
-    grows = learning and _has_room(memory)
+    grows = learning and _can_grow(memory)
     code, scale, match_root = 0, 1, -1
     for k in range(NUM_CONTEXTS):
         if k < NUM_CONTEXTS - 1:
