@@ -77,11 +77,11 @@ def test_probabilities_of_the_mixture_sum_to_one_over_all_tokens(name):
 @pytest.mark.parametrize("changed", [1, 7, 60, 200])
 def test_changing_a_byte_changes_no_loss_before_it(changed):
     tokens = TOKENIZERS["bytes"].encode(TEXT)
-    other = tokens.copy()
-    other[changed] = 64 + (tokens[changed] + 1) % 64
-    table = byte_decisions.tabulate(ByteTokenizer(), 257, np.concatenate([tokens, other]))
+    altered = tokens.copy()
+    altered[changed] = 64 + (tokens[changed] + 1) % 64
+    table = byte_decisions.tabulate(ByteTokenizer(), 257, np.concatenate([tokens, altered]))
     padded, _ = random_network(table, tokens[1:])
-    evaluations = [mixture.mix(table, text, byte_decisions.select(table, text[1:], padded)) for text in (tokens, other)]
+    evaluations = [mixture.mix(table, text, byte_decisions.select(table, text[1:], padded)) for text in (tokens, altered)]
     for losses in zip(*[(result.losses, result.memory_losses) for result in evaluations], strict=True):
         np.testing.assert_array_equal(losses[0][: changed - 1], losses[1][: changed - 1])
         assert losses[0][changed - 1] != losses[1][changed - 1]

@@ -405,11 +405,16 @@ def as_record(
 
 def _mixture_record(model: LanguageModel, evaluation: OnlineEvaluation, mixture: MixtureEvaluation) -> dict[str, Any]:
     """The weights of the mixture, the size of its memory, and its forgetting."""
-    forgetting = {"forgetting": None, "forgetting_at_last_weights": None}
-    if model.run is not None:
-        for name, mixing in zip(forgetting, (True, False), strict=True):
-            forgetting[name] = measure_mixture_forgetting(model, evaluation.weights, mixture, mixing=mixing)._asdict()
-    return mixtures.as_record(mixture) | forgetting
+
+    def forgetting(mixing: bool) -> dict[str, float] | None:
+        if model.run is None:
+            return None
+        return measure_mixture_forgetting(model, evaluation.weights, mixture, mixing=mixing)._asdict()
+
+    return mixtures.as_record(mixture) | {
+        "forgetting": forgetting(True),
+        "forgetting_at_last_weights": forgetting(False),
+    }
 
 
 def held_out_windows(model: LanguageModel) -> Int32[np.ndarray, "N C1"]:
