@@ -81,7 +81,9 @@ def test_changing_a_byte_changes_no_loss_before_it(changed):
     altered[changed] = 64 + (tokens[changed] + 1) % 64
     table = byte_decisions.tabulate(ByteTokenizer(), 257, np.concatenate([tokens, altered]))
     padded, _ = random_network(table, tokens[1:])
-    evaluations = [mixture.mix(table, text, byte_decisions.select(table, text[1:], padded)) for text in (tokens, altered)]
+    evaluations = [
+        mixture.mix(table, text, byte_decisions.select(table, text[1:], padded)) for text in (tokens, altered)
+    ]
     for losses in zip(*[(result.losses, result.memory_losses) for result in evaluations], strict=True):
         np.testing.assert_array_equal(losses[0][: changed - 1], losses[1][: changed - 1])
         assert losses[0][changed - 1] != losses[1][changed - 1]
