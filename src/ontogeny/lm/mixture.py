@@ -55,11 +55,11 @@ def mix(table: DecisionTable, tokens: np.ndarray, network: Float[np.ndarray, "D"
     rows = table.row_of[tokens]
     num_first = int(table.lengths[rows[0]])  # no network predicts the first token
     memory = text_memory.init_memory(1 + int(np.sum(table.is_byte_bit.sum(axis=1)[rows])) // 8)
-    result = _read(memory, table, tokens, np.concatenate([np.full(num_first, 0.5), network]), learning=True)
-    nats = -np.log(result[num_first:, :2])
+    predictions = _read(memory, table, tokens, np.concatenate([np.full(num_first, 0.5), network]), learning=True)
+    nats = -np.log(predictions[num_first:, :2])
     lengths = table.lengths[rows[1:]]
     memory_losses, losses = (_sum_by_token(column, lengths) for column in (nats[:, 0], nats[:, 1]))
-    mean_network, mean_memory = result[num_first:, 2:].mean(axis=0).tolist()
+    mean_network, mean_memory = predictions[num_first:, 2:].mean(axis=0).tolist()
     return MixtureEvaluation(losses, memory_losses, (mean_network, mean_memory), memory)
 
 
@@ -105,8 +105,8 @@ def window_losses(
             else:
                 num_first = int(table.lengths[table.row_of[window[0]]])
                 network = np.concatenate([np.full(num_first, 0.5), network])
-                result = _read(memory, table, window, network, learning=False, mixing=mixing)
-                nats = -np.log(result[num_first:, 1])
+                predictions = _read(memory, table, window, network, learning=False, mixing=mixing)
+                nats = -np.log(predictions[num_first:, 1])
             losses[first + row] = _sum_by_token(nats, lengths)
     return losses
 
@@ -123,10 +123,10 @@ def _read(
     """Reads tokens after an empty context; returns [D, 4] as `text_memory.read` does."""
     rows = table.row_of[tokens]
     bits, is_byte_bit = (byte_decisions.select(table, tokens, part[rows]) for part in (table.bits, table.is_byte_bit))
-    result = np.empty((len(bits), 4))
+    predictions = np.empty((len(bits), 4))
     reader = text_memory.new_reader()
-    text_memory.read(memory, reader, bits, is_byte_bit, network.astype(np.float64), learning, mixing, result)
-    return result
+    text_memory.read(memory, reader, bits, is_byte_bit, network.astype(np.float64), learning, mixing, predictions)
+    return predictions
 
 
 def _sum_by_token(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -169,11 +169,11 @@ def evaluate_online(
     )
 
 
-def _mix(table: DecisionTable | None, tokens: np.ndarray, result: ConditionResult) -> MixtureEvaluation | None:
+def _mix(table: DecisionTable | None, tokens: np.ndarray, condition: ConditionResult) -> MixtureEvaluation | None:
     """The mixture of a condition with a memory of the text; None where no decisions were scored."""
-    if table is None or result.decision_probabilities is None:
+    if table is None or condition.decision_probabilities is None:
         return None
-    return mixtures.mix(table, tokens, result.decision_probabilities)
+    return mixtures.mix(table, tokens, condition.decision_probabilities)
 
 
 def run_condition(

@@ -334,7 +334,7 @@ def read(
     network: np.ndarray,
     learning: bool,
     mixing: bool,
-    result: np.ndarray,
+    predictions: np.ndarray,
 ) -> None:
     """Predicts a text bit by bit and learns from each bit after it is predicted.
 
@@ -347,7 +347,7 @@ def read(
         network: [D] float64, the network's probability of 1. Where it is 0 or 1 the outcome is certain.
         learning: Whether the memory learns.
         mixing: Whether the two weights of the mixture learn.
-        result: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts nothing)
+        predictions: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts nothing)
             and by the mixture, and the weights of network and memory in the mixture.
     """
     mixing_weights = memory.mixing_weights
@@ -370,6 +370,6 @@ def read(
                 _learn_bit(memory, reader, bit, by_memory)
             _advance(memory, reader, bit, learning)
             by_memory = by_memory if bit else 1.0 - by_memory
-        result[d, 0] = by_memory
-        result[d, 1] = 1.0 if is_certain else (by_mixture if bit else 1.0 - by_mixture)
-        result[d, 2], result[d, 3] = mixing_weights[0], mixing_weights[1]
+        predictions[d, 0] = by_memory
+        predictions[d, 1] = 1.0 if is_certain else (by_mixture if bit else 1.0 - by_mixture)
+        predictions[d, 2], predictions[d, 3] = mixing_weights[0], mixing_weights[1]
