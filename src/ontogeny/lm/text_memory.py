@@ -347,8 +347,8 @@ def read(
         network: [D] float64, the network's probability of 1. Where it is 0 or 1 the outcome is certain.
         learning: Whether the memory learns.
         mixing: Whether the two weights of the mixture learn.
-        predictions: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts nothing)
-            and by the mixture, and the weights of network and memory in the mixture.
+        predictions: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts
+            nothing) and by the mixture, and the weights of network and memory in the mixture.
     """
     mixing_weights = memory.mixing_weights
     for d in range(len(bits)):
