@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.content.transformer import KVCache, forward, init_weights, make_config
-from ontogeny.engine import programs
-from ontogeny.engine.engine import Engine, QueueFull, choose_programs
+from ontogeny import kernels
+from ontogeny.content.transformer import forward, init_weights, make_config
+from ontogeny.engine import programs, runners
+from ontogeny.engine.active_runner import create_runner
+from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceActivations, SequenceState, TokenOutput
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adjustments, sample_token
-from ontogeny.engine.scheduler import MIN_TASKS, PrefillTask, Scheduler
+from ontogeny.engine.scheduler import Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import ByteTokenizer, read_tokenizer, train_tokenizer
@@ -124,21 +126,34 @@ def test_answers_are_batch_invariant_alone_among_63_others_and_in_any_order(engi
         assert answer(engine, random_request(number, weights)) == together[number]
 
 
-def test_engines_with_one_and_three_threads_give_bitwise_equal_answers(engine, weights):
-    requests = [random_request(n, weights) for n in range(24)]
-    expected = answer_all(engine, requests)
-    for num_workers in (1, 3):
-        with started(weights, max_num_seqs=16, num_workers=num_workers) as engine_of_workers:
-            assert answer_all(engine_of_workers, requests) == expected
+RUNNER = type(create_runner(CONFIG, 64, 8, None, np.float32))
+IS_PAGED = kernels.is_active()
 
 
 @pytest.fixture
 def prefills(monkeypatch):
-    """One entry per prefill call."""
-    active, calls = choose_programs(), []
-    prefill = active.prefill
-    monkeypatch.setattr(active, "prefill", lambda *arguments: calls.append(1) or prefill(*arguments))
-    return calls
+    """The number of tokens of each chunk of a prompt that is processed."""
+    sizes, run = [], RUNNER.run
+
+    def counting_run(runner, weights, sequences, tokens, needs):
+        sizes.extend(len(new) for sequence, new in zip(sequences, tokens, strict=True) if sequence.unprocessed)
+        return run(runner, weights, sequences, tokens, needs)
+
+    monkeypatch.setattr(RUNNER, "run", counting_run)
+    return sizes
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The number of sequences of each step."""
+    sizes, run = [], RUNNER.run
+
+    def counting_run(runner, weights, sequences, tokens, needs):
+        sizes.append(len(sequences))
+        return run(runner, weights, sequences, tokens, needs)
+
+    monkeypatch.setattr(RUNNER, "run", counting_run)
+    return sizes
 
 
 def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, weights, prefills):
@@ -154,19 +169,32 @@ def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, 
         ]
 
     cold = [answer(engine, request) for request in requests(None)]
-    assert len(prefills) == 2 * 6 + 1
-    for counts in ([2, 0, 1, 1, 1, 2, 1], [0] * 7):  # chunks of 32; a prompt that is not cached whole needs one or more
+    assert sum(prefills) == sum(map(len, prompts))
+    first_counts = [40, 1, 3, 1, 15, 45, 1] if IS_PAGED else [40, 8, 11, 3, 16, 45, 32]  # XLA shares chunks of 32
+    later_counts = [1] * 7 if IS_PAGED else [8, 8, 11, 3, 16, 13, 32]
+    for counts in (first_counts, later_counts):
         for request, expected, count in zip(requests(("anna", "1")), cold, counts, strict=True):
             prefills.clear()
             assert answer(engine, request) == expected
-            assert len(prefills) == count
+            assert sum(prefills) == count
     prefills.clear()
     assert answer(engine, requests(("berta", "1"))[0]) == cold[0]  # scopes share nothing
-    assert len(prefills) == 2
+    assert sum(prefills) == 40
     engine.prefix_cache.evict({"anna"}, ())
     prefills.clear()
     assert answer(engine, requests(("anna", "1"))[0]) == cold[0]
-    assert len(prefills) == 2
+    assert sum(prefills) == 40
+
+
+@pytest.mark.skipif(not IS_PAGED, reason="XLA does not share generated tokens")
+def test_a_conversation_continues_from_the_cached_answer(engine, weights, prefills):
+    prompt, scope = tuple(range(100, 120)), ("anna", "conversation")
+    tokens = [output.token for output in answer(engine, make_request(weights, prompt, 15, GREEDY, cache_scope=scope))[1]]
+    longer = make_request(weights, (*prompt, *tokens, 3, 4, 5), 10, GREEDY, num_logprobs=2)
+    expected = answer(engine, longer)
+    prefills.clear()
+    assert answer(engine, longer._replace(cache_scope=scope)) == expected
+    assert sum(prefills) == 4  # the last token of the answer, and the new ones
 
 
 def test_a_prompt_whose_weights_were_chosen_before_an_erasure_is_not_cached(engine, weights):
@@ -210,7 +238,7 @@ def test_requests_of_one_submission_are_accepted_or_rejected_together(weights):
         with pytest.raises(QueueFull):
             engine.submit_all(requests[:4], [Collector() for _ in range(4)])
         assert all(collector.wait()[2] == "length" for collector in collectors)
-        assert all(batch.weights is None for batch in engine._scheduler.batches)  # no weights outlive their sequences
+        assert not engine._scheduler.running and not engine._scheduler.waiting  # no weights outlive their sequences
 
 
 def test_of_concurrent_requests_with_the_same_prompt_one_is_prefilled(engine, weights, prefills):
@@ -218,33 +246,36 @@ def test_of_concurrent_requests_with_the_same_prompt_one_is_prefilled(engine, we
         make_request(weights, tuple(range(60, 110)), 5, SamplingParams(seed=i), cache_scope=("ways", "on"))
         for i in range(8)
     ]
-    answers = answer_all(engine, requests)
-    assert len(prefills) == 2
+    collectors = [Collector() for _ in requests]
+    engine.submit_all(requests, collectors)
+    answers = [collector.wait() for collector in collectors]
+    assert sum(prefills) == (50 + 7 if IS_PAGED else 50 + 7 * 18)
     assert answers == answer_all(engine, [request._replace(cache_scope=None) for request in requests])
 
 
 @pytest.mark.parametrize("length", [3, 63])
-def test_prefill_does_not_stall_decoding(weights, prefills, length):
-    """Between two tokens of an answer there are at most one partial and two final prefill chunks."""
+def test_prefill_does_not_stall_decoding(weights, prefills, length, monkeypatch):
+    """Between two tokens of an answer there is a limited number of tokens of prompts."""
+    if IS_PAGED:
+        monkeypatch.setattr("ontogeny.engine.kernel_runner.MAX_PREFILL_BESIDE_DECODE", 64)
 
     class CountingCollector(Collector):
         def __call__(self, output):
-            self.counts = [*getattr(self, "counts", []), len(prefills)]
+            self.counts = [*getattr(self, "counts", []), sum(prefills)]
             super().__call__(output)
 
-    with started(weights, max_num_seqs=8, num_workers=1) as engine:
+    with started(weights, max_num_seqs=8) as engine:
         collectors, counting = [Collector() for _ in range(7)], CountingCollector()
         engine.submit(make_request(weights, max_tokens=60), counting)
         assert counting.three_tokens.wait(60)
-        for collector in collectors:
-            engine.submit(make_request(weights, tuple(range(length))), collector)
+        engine.submit_all([make_request(weights, tuple(range(length)))] * 7, collectors)
         assert counting.wait()[2] == "length" and all(collector.wait()[2] == "length" for collector in collectors)
-        assert max(np.diff(counting.counts)) <= 3
+        assert max(np.diff(counting.counts)) <= 64
 
 
 def test_a_stream_of_short_prompts_does_not_starve_a_long_one(weights):
     finished, num_requests, enough = [], 60, threading.Event()
-    with started(weights, max_num_seqs=8, num_workers=1) as engine:
+    with started(weights, max_num_seqs=8) as engine:
 
         def submit_short():
             engine.submit(make_request(weights, (1, 2), 0, GREEDY), on_short)
@@ -261,12 +292,12 @@ def test_a_stream_of_short_prompts_does_not_starve_a_long_one(weights):
 
 
 def test_the_failure_of_a_thread_ends_all_requests(weights, monkeypatch):
-    def broken_prefill(*_):
+    def broken_run(*_):
         raise RuntimeError("planted")
 
     with started(weights, max_num_seqs=8) as engine:
         collectors = [Collector() for _ in range(9)]
-        monkeypatch.setattr(choose_programs(), "prefill", broken_prefill)
+        monkeypatch.setattr(RUNNER, "run", broken_run)
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         with contextlib.suppress(QueueFull):
             for collector in collectors:
@@ -365,7 +396,7 @@ def test_an_answer_continues_beyond_the_context(engine, weights):
 
 def test_nothing_is_compiled_under_load(engine, weights):
     answer_all(engine, [random_request(n, weights) for n in range(40)])
-    if choose_programs() is programs:
+    if not IS_PAGED:
         compiled = [
             program._cache_size for program in (programs.prefill, programs.insert_sequence, programs.decode_step)
         ]
@@ -379,24 +410,22 @@ def test_nothing_is_compiled_under_load(engine, weights):
 
 @pytest.mark.parametrize("own_weights", [False, True])
 def test_a_request_of_another_owner_does_not_wait_for_256_answers_and_changes_no_bit_of_them(
-    engine, weights, own_weights, prefills, monkeypatch
+    engine, weights, own_weights, steps
 ):
-    """The other owner is served within a few pieces of work of the first, also where the first one has all slots."""
-    steps, decode_step = [], choose_programs().decode_step
+    """The other owner is served within a few steps of the first, also where the first one has all slots."""
     requests = [random_request(n, weights)._replace(max_tokens=30, score_prompt=False) for n in range(256)]
     requests = [request._replace(owner="anna", end_tokens=frozenset()) for request in requests]
     other_weights = jax.tree.map(lambda leaf: leaf * 1.01, weights) if own_weights else weights
     request = random_request(1, other_weights)._replace(owner="berta", max_tokens=10, end_tokens=frozenset())
     expected = answer(engine, request)
-    monkeypatch.setattr(choose_programs(), "decode_step", lambda *arguments: steps.append(1) or decode_step(*arguments))
-    with started(weights, max_num_seqs=8, num_workers=1) as busy_engine:
+    with started(weights, max_num_seqs=8) as busy_engine:
         collectors, collector = [Collector() for _ in requests], Collector()
         busy_engine.submit_all(requests, collectors)
         assert collectors[0].three_tokens.wait(60)
-        num_before = len(steps) + len(prefills)
+        num_before = len(steps)
         busy_engine.submit(request, collector)
         assert collector.wait() == expected
-        assert len(steps) + len(prefills) - num_before < 8 * (10 + 4)  # of several thousand
+        assert len(steps) - num_before < 2 * (10 + 4)  # of more than a thousand
         answers = [collector.wait() for collector in collectors[:8]]  # some of which were suspended
         assert not collectors[-1].tokens
     assert answers == answer_all(engine, requests[:8])
@@ -413,70 +442,86 @@ def test_the_full_queue_of_an_owner_is_not_full_for_others(weights):
         assert collector.wait()[2] == "length"
 
 
-WORK = st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 30), st.booleans())  # chunks, tokens
+WORK = st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.integers(1, 30), st.booleans())  # prompt, answer
+
+
+class CountingRunner(runners.Runner):
+    """A runner without computations: a token needs one byte of memory, and a step processes four tokens of prompts."""
+
+    def num_bytes(self, num_tokens):
+        return num_tokens
+
+    def max_prefill_tokens(self, num_decoded):
+        return 4
+
+    def chunk_size(self, sequence, limit):
+        return min(len(sequence.unprocessed), limit)
+
+    def suspend(self, sequence):
+        pass
+
+    def release(self, sequence):
+        pass
 
 
 @given(
-    st.lists(WORK, max_size=60), st.integers(0, 60), st.integers(1, 3), st.integers(1, 20), st.integers(1, 3),
-    st.integers(1, 3), st.randoms(use_true_random=False),
+    st.lists(WORK, max_size=25), st.integers(0, 60), st.integers(1, 60), st.integers(1, 20), st.integers(1, 6),
+    st.integers(90, 400),
 )  # fmt: skip
 def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_others(
-    weights, other_requests, num_before, num_chunks, num_tokens, max_batches, num_threads, choose
+    weights, other_requests, num_before, prompt_length, num_tokens, max_num_seqs, max_bytes
 ):
-    """Simulates threads. Each owner has one version of the weights of its own, and one in common with the others."""
+    """Each owner has one version of the weights of its own, and one in common with the others."""
     shared, own_weights = weights._replace(), {owner: weights._replace() for owner in "abc"}
-    cache = KVCache((), (), np.zeros(1, np.int32))
-    shape = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64)
-    scheduler = Scheduler(shape, max_batches, PrefixCache(4), lambda: cache, lambda *_: cache)
-    tasks, finished, num_pieces = [], set(), itertools.count()
+    scheduler = Scheduler(CountingRunner(), max_num_seqs, max_bytes, PrefixCache(4))  # pyright: ignore
+    finished, num_steps = set(), itertools.count()
 
-    def submit(owner, num_chunks, num_tokens, is_shared):
-        prompt = tuple(range(4 * num_chunks))
-        request = make_request(shared if is_shared else own_weights[owner], prompt, num_tokens, owner=owner)
-        sequence = SequenceState(request, lambda _: None, 64)
+    def submit(owner, length, num_tokens, is_shared):
+        request = make_request(
+            shared if is_shared else own_weights[owner], tuple(range(length)), num_tokens, owner=owner
+        )
+        sequence = SequenceState(request, lambda _: None, 90)
         scheduler.waiting.append(sequence)
         return sequence
 
     def advance():
-        """Gives work to the idle threads and lets one of the threads finish its work; false if there is no work."""
-        while len(tasks) < num_threads:
-            scheduler.admit()
-            if (task := scheduler.next_task(max(1, num_threads - 1))) is None:
-                break
-            tasks.append(task)
-        if not tasks:
+        """Takes one step; false if there is nothing to do."""
+        scheduler.admit()
+        step = scheduler.next_step()
+        if step is None:
             return False
-        task = tasks.pop(choose.randrange(len(tasks)))
-        next(num_pieces)
-        if isinstance(task, PrefillTask):
-            task.sequence.unprocessed = task.sequence.unprocessed[4:]
-            task.sequence.cache_length += 4
-            worked_on = [] if task.sequence.unprocessed else [task.sequence]
-            task.sequence.is_busy = task.sequence.is_prefilling = False
-        else:
-            worked_on = [sequence for _, sequence in task.sequences]
-            task.batch.is_busy = False
-        for sequence in worked_on:
-            assert sequence in task.batch.slots  # nothing that a thread works on is suspended
-            sequence.is_busy = False
-            sequence.num_generated += 1
-            if sequence.num_generated == sequence.request.max_tokens:
-                scheduler.remove(task.batch, sequence)
-                finished.add(sequence)
+        next(num_steps)
+        assert len(scheduler.running) <= max_num_seqs
+        assert sum(s.reserved_bytes for s in (*scheduler.running, *scheduler.waiting)) <= max_bytes
+        assert sum(len(chunk.tokens) for chunk in step.chunks if chunk.sequence.unprocessed) <= 4
+        for sequence, tokens, is_final in step.chunks:
+            assert sequence in scheduler.running and sequence.request.weights is step.weights
+            sequence.cache, sequence.cache_length = "cache", sequence.cache_length + len(tokens)
+            assert sequence.cache_length <= sequence.reserved_bytes
+            sequence.unprocessed = sequence.unprocessed[len(tokens) :]
+            assert is_final == (not sequence.unprocessed)
+            if is_final:
+                sequence.tokens.append(0)
+                sequence.num_generated += 1
+                if sequence.num_generated == sequence.request.max_tokens:
+                    scheduler.remove(sequence)
+                    finished.add(sequence)
+                elif sequence.cache_length == 90:
+                    sequence.drop_first_half()
         return True
 
     for work in other_requests:
         submit(*work)
     for _ in range(num_before):
         advance()
-    sequence, start = submit("z", num_chunks, num_tokens, True), next(num_pieces)
+    sequence, start = submit("z", prompt_length, num_tokens, True), next(num_steps)
     while sequence not in finished:
         assert advance(), "nothing to do, but a request is not answered"
     num_owners = 1 + len({owner for owner, *_ in other_requests})
-    assert next(num_pieces) - start <= (num_owners + num_threads) * (4 * (num_chunks + num_tokens) + MIN_TASKS)
+    assert next(num_steps) - start <= (num_owners + 1) * (prompt_length + num_tokens + 90)
     while advance():
         pass
-    assert len(finished) <= len(other_requests) + 1
+    assert len(finished) == len(other_requests) + 1
     assert not scheduler.waiting and not scheduler.running  # all are answered
 
 
@@ -497,14 +542,13 @@ def continue_in_parts(engine, weights, other_requests=()):
         assert activations.tokens == known_tokens + new + tuple(t.token for t in collector.tokens)
         for other_collector in collectors:
             other_collector.wait()
-    arrays = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :, : activations.num_cached], activations.cache[:2])
-    return results, [leaf.tobytes() for leaf in jax.tree.leaves(arrays)]
+    return results, [leaf.tobytes() for leaf in jax.tree.leaves(activations.layers)]
 
 
 def test_a_text_continues_from_activations_with_the_same_bits_alone_and_among_others(engine, weights):
     expected = continue_in_parts(engine, weights)
     assert continue_in_parts(engine, weights, [random_request(n, weights) for n in range(20)]) == expected
-    with started(weights, num_workers=1) as other_engine:
+    with started(weights) as other_engine:
         assert continue_in_parts(other_engine, weights) == expected
 
 
@@ -512,50 +556,31 @@ def test_continuing_from_activations_processes_the_new_tokens_alone(engine, weig
     collector = Collector()
     engine.submit(make_request(weights, tuple(range(50)), 0, returns_activations=True), collector)
     collector.wait()
-    assert collector.activations.num_cached == 49 and len(prefills) == 2
+    assert collector.activations.num_cached == 49 and sum(prefills) == 50
     prefills.clear()
     prompt = (*range(50), 1, 2, 3)
     continued = answer(engine, make_request(weights, prompt, 5, GREEDY, activations=collector.activations))
-    assert len(prefills) == 1
+    assert sum(prefills) == 4
     assert [t.token for t in continued[1]] == [
         t.token for t in answer(engine, make_request(weights, prompt, 5, GREEDY))[1]
     ]
 
 
 def test_a_waiting_request_needs_no_memory_for_its_activations(weights):
-    first, waiting, created = Collector(), Collector(), []
-    with started(weights, max_num_seqs=1) as engine:
+    first, waiting = Collector(), Collector()
+    with started(weights, max_num_seqs=8) as engine:
         engine.submit(make_request(weights, tuple(range(20)), 0, returns_activations=True), first)
         first.wait()
-        activations = first.activations
-
-        def create_cache():
-            created.append(activations.cache)
-            return activations.cache
-
-        request = make_request(weights, (*range(20), 1), 5, GREEDY, activations=activations)
+        request = make_request(weights, (*range(20), 1), 5, GREEDY, activations=first.activations)
         expected = answer(engine, request)
-        collectors = [Collector() for _ in range(engine.shape.batch_size)]
+        collectors = [Collector() for _ in range(8)]
         handles = [engine.submit(make_request(weights, max_tokens=ENDLESS), collector) for collector in collectors]
         assert all(collector.three_tokens.wait(60) for collector in collectors)
-        engine.submit(request._replace(activations=activations._replace(cache=create_cache)), waiting)
-        assert engine.num_requests_waiting == 1 and not created
+        engine.submit(request, waiting)
+        assert engine.num_requests_waiting == 1 and engine._scheduler.waiting[0].cache is None
         for handle in handles:
             handle.cancel()
-        assert waiting.wait() == expected and len(created) == 1
-
-
-def test_a_sequence_is_suspended_before_its_cache_is_created(weights):
-    shape, extracted = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64), []
-    cache = KVCache((), (), np.zeros(1, np.int32))
-    scheduler = Scheduler(shape, 1, PrefixCache(4), lambda: cache, lambda *slot: extracted.append(slot))
-    activations = SequenceActivations((1, 2, 3), lambda: cache, 2)
-    for owner in ("anna", "anna", "berta"):
-        request = make_request(weights, (1, 2, 3, 4), 5, owner=owner, activations=activations)
-        scheduler.waiting.append(SequenceState(request, lambda _: None, 64))
-        scheduler.admit()
-    [suspended] = scheduler.waiting
-    assert suspended.request.owner == "anna" and suspended.create_cache is not None and not extracted
+        assert waiting.wait() == expected
 
 
 def test_cancelling_a_request_frees_its_slot(engine, weights):
@@ -616,38 +641,45 @@ def test_reserved_places_in_the_queue_are_used_or_given_up(weights):
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(0, 900))
-def test_a_lookup_in_the_prefix_cache_agrees_with_a_linear_search(inserted, prompt, chunk_size, max_bytes):
-    """The cache returns a whole prompt, else the longest prefix of whole chunks, of the same scope."""
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(0, 900),
+    st.booleans(),
+)  # fmt: skip
+def test_a_lookup_in_the_prefix_cache_agrees_with_a_linear_search(inserted, prompt, chunk_size, max_bytes, any_length):
+    """The cache returns the longest prefix without the last token, or of whole chunks, of the same scope."""
 
     def encode(tokens):
         return np.array(tokens, np.int32).tobytes()
 
-    prefix_cache, expected = PrefixCache(chunk_size, max_bytes), {}
-    cache = KVCache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
+    prefix_cache, expected = PrefixCache(chunk_size, max_bytes, any_length=any_length), {}
+    shared, caches = np.zeros(1, np.int32), itertools.count()
     for owner, tokens in inserted:
-        prefix_cache.insert((owner, "1"), encode(tokens), cache, np.array(tokens, np.int64), 0)
-        size = 8 + (4 + 8) * len(tokens)  # cache; tokens and logits
-        if size <= max_bytes:
+        array = np.zeros(2 * len(tokens), np.int32)
+        prefix_cache.insert((owner, "1"), encode(tokens), next(caches), [shared, array], 0)
+        size = 12 * len(tokens)  # tokens and cache
+        if 4 + size <= max_bytes:
             expected.setdefault((owner, tuple(tokens)), size)
-        while sum(expected.values()) > max_bytes:
+        while expected and 4 + sum(expected.values()) > max_bytes:  # what all have in common counts once
             del expected[next(iter(expected))]
     assert len(prefix_cache) == len(expected)
+    assert prefix_cache.num_bytes == (4 + sum(expected.values()) if expected else 0)
     cached_prompts = [list(tokens) for owner, tokens in expected if owner == "a"]
     prefix = prefix_cache.lookup(("a", "1"), encode(prompt))
     assert prefix_cache.contains(("a", "1"), encode(prompt)) == (prompt in cached_prompts)
+    lengths = [next((n for n, (x, y) in enumerate(zip(c, prompt)) if x != y), min(len(c), len(prompt))) for c in cached_prompts]
+    longest = min(max(lengths, default=0), len(prompt) - 1)
+    length = prefix.length if prefix else 0
     if prompt in cached_prompts:
-        assert prefix is not None and prefix.length == len(prompt) and prefix.logits.tolist() == prompt
+        assert length == (len(prompt) - 1 if any_length else (len(prompt) - 1) // chunk_size * chunk_size)
     else:
-        ends = range(chunk_size, len(prompt), chunk_size)
-        lengths = [end for end in ends if any(cached[:end] == prompt[:end] for cached in cached_prompts)]
-        assert (prefix.length if prefix else 0) == max(lengths, default=0)
-        assert prefix is None or prefix.logits is None
+        assert longest // chunk_size * chunk_size <= length <= longest
+        assert any_length or not length % chunk_size
     prefix_cache.evict({"a"}, ())
-    prefix_cache.insert(("a", "1"), encode(prompt), cache, np.zeros(1), 0)  # it arrived before the eviction
+    prefix_cache.insert(("a", "1"), encode(prompt), 0, [shared], 0)  # it arrived before the eviction
     assert prefix_cache.lookup(("a", "1"), encode(prompt)) is None
     assert prefix_cache.lookup(("b", "2"), encode(prompt)) is None
     assert len(prefix_cache) == sum(owner == "b" for owner, _ in expected)
+    assert prefix_cache.limit(0) and not prefix_cache.limit(-1) and len(prefix_cache) == prefix_cache.num_bytes == 0
 
 
 def test_requests_that_cannot_be_answered_are_rejected(engine, weights):

@@ -16,24 +16,26 @@ from ontogeny.content.transformer import TransformerConfig
 from ontogeny.content.transformer_block import RopeScaling
 
 pytest.importorskip("numba")
+from ontogeny.kernels import cache as cache_module
 from ontogeny.kernels import packing, transformer
+from ontogeny.kernels.cache import SequenceCache, page_bytes
 from ontogeny.kernels.elementwise import activate, exponential
 from ontogeny.kernels.layout import EXACT_GELU, GELU, SQUARED_RELU
 from ontogeny.kernels.team import Team
 
 ROTARY: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "use_biases": False}
 CONFIGS = {
-    "gpt2": TransformerConfig(130, 48, 2, 4, 64, 100),
-    "exact_gelu": TransformerConfig(70, 48, 1, 2, 24, 65, activation="exact_gelu", tie_embeddings=False),
-    "llama": TransformerConfig(96, 48, 2, 4, 72, 50, **ROTARY, num_kv_heads=2, head_size=20, use_qkv_biases=True),
-    "qwen3": TransformerConfig(64, 48, 2, 4, 32, 96, **ROTARY, num_kv_heads=1, head_size=128, qk_norm=True),
+    "gpt2": TransformerConfig(130, 80, 2, 4, 64, 100),
+    "exact_gelu": TransformerConfig(70, 80, 1, 2, 24, 65, activation="exact_gelu", tie_embeddings=False),
+    "llama": TransformerConfig(96, 80, 2, 4, 72, 50, **ROTARY, num_kv_heads=2, head_size=20, use_qkv_biases=True),
+    "qwen3": TransformerConfig(64, 80, 2, 4, 32, 96, **ROTARY, num_kv_heads=1, head_size=128, qk_norm=True),
     "window": TransformerConfig(
-        65, 48, 2, 2, 16, 33, **{**ROTARY, "norm": "layer", "activation": "squared_relu"}, sliding_window=5,
+        65, 80, 2, 2, 16, 33, **{**ROTARY, "norm": "layer", "activation": "squared_relu"}, sliding_window=5,
         sliding_layers=(1,), unrotated_layers=(0,), rope_scaling=RopeScaling("linear", 3.0), use_mlp_biases=True,
         use_out_proj_bias=True,
     ),
 }  # fmt: skip
-NUM_SEQUENCES, NUM_TOKENS = 17, 40
+NUM_SEQUENCES, NUM_TOKENS = 17, 71
 
 
 class Model:
@@ -49,17 +51,21 @@ class Model:
         self.packed = packing.PackedWeights(self.config, self.weights, weight_type)
         self.weight_type = weight_type
         self.tokens = random.integers(0, self.config.vocab_size, (NUM_SEQUENCES, NUM_TOKENS))
-        self.cache = transformer.init_cache(self.config, NUM_SEQUENCES, NUM_TOKENS)
-        self.logits = np.stack([self.extend(self.cache, [i], [0], [t], "all") for i, t in enumerate(self.tokens)])
+        self.caches = self.new_caches(NUM_SEQUENCES)
+        self.logits = np.stack([self.extend([c], [t], "all") for c, t in zip(self.caches, self.tokens, strict=True)])
 
     def extend(self, *arguments):
         return transformer.extend(self.packed, *arguments)
 
-    def new_cache(self, num_sequences=NUM_SEQUENCES, capacity=NUM_TOKENS):
-        cache = transformer.init_cache(self.config, num_sequences, capacity)
-        for layer in (*cache.keys, *cache.values):
-            layer[:] = np.nan  # what no sequence has written is never read
-        return cache
+    def new_caches(self, num_sequences):
+        return [SequenceCache(self.config) for _ in range(num_sequences)]
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_not_a_number(monkeypatch):
+    """What no sequence has written is never read."""
+    new_page = cache_module.new_page
+    monkeypatch.setattr(cache_module, "new_page", lambda config: np.full_like(new_page(config), np.nan))
 
 
 CASES = [(name, "float32") for name in CONFIGS]
@@ -114,47 +120,65 @@ def test_a_column_without_weights_has_no_scale():
 
 @pytest.mark.parametrize("num_sequences", range(1, NUM_SEQUENCES + 1))
 def test_a_decode_step_has_the_same_bits_for_any_number_of_sequences(model, num_sequences):
-    order = np.random.default_rng(num_sequences).permutation(NUM_SEQUENCES)[:num_sequences]
-    lengths = [int(i) + 3 for i in order]  # each sequence is at another position
-    cache = model.new_cache()
-    model.extend(
-        cache, order, [0] * num_sequences, [model.tokens[i, :n] for i, n in zip(order, lengths, strict=True)], "none"
-    )
-    logits = model.extend(
-        cache, order, lengths, [model.tokens[i, n : n + 1] for i, n in zip(order, lengths, strict=True)]
-    )
+    order = np.random.default_rng(num_sequences).permutation(NUM_SEQUENCES)[:num_sequences].tolist()
+    lengths = [4 * i + 3 for i in order]  # each sequence is at another position
+    caches = model.new_caches(num_sequences)
+    model.extend(caches, [model.tokens[i, :n] for i, n in zip(order, lengths, strict=True)], "none")
+    logits = model.extend(caches, [model.tokens[i, n : n + 1] for i, n in zip(order, lengths, strict=True)])
     assert equal_bits(logits, np.stack([model.logits[i, n] for i, n in zip(order, lengths, strict=True)]))
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 8, 13, 32, 39])
-def test_prefill_has_the_same_bits_for_any_division_into_chunks_and_any_capacity(model, chunk):
-    cache = model.new_cache(3, NUM_TOKENS + chunk % 3)
-    parts = []
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 8, 13, 32, 63, 64, 65, 71])
+def test_prefill_has_the_same_bits_for_any_division_into_chunks(model, chunk):
+    caches, parts = model.new_caches(2), []
     for first in range(0, NUM_TOKENS, chunk):
-        new = model.tokens[:2, first : first + chunk]
-        parts.append(
-            model.extend(cache, [2, 0], [first, first], list(new), "all").reshape(2, -1, model.config.vocab_size)
-        )
+        new = list(model.tokens[:2, first : first + chunk])
+        parts.append(model.extend(caches, new, "all").reshape(2, -1, model.config.vocab_size))
     assert equal_bits(np.concatenate(parts, axis=1), model.logits[:2])
-    for parts, expected in ((cache.keys, model.cache.keys), (cache.values, model.cache.values)):
-        assert all(equal_bits(part[2, :, :NUM_TOKENS], layer[0]) for part, layer in zip(parts, expected, strict=True))
+    for cache, expected in zip(caches, model.caches, strict=False):
+        for part, expected_part in zip(cache.to_layers(NUM_TOKENS), expected.to_layers(NUM_TOKENS), strict=True):
+            assert all(equal_bits(left, right) for left, right in zip(part, expected_part, strict=True))
 
 
 def test_prefill_and_decode_of_different_sequences_may_share_a_step(model):
-    cache = model.new_cache()
-    model.extend(cache, [4], [0], [model.tokens[4, :9]], "none")
-    logits = model.extend(cache, [4, 1], [9, 0], [model.tokens[4, 9:10], model.tokens[1, :21]])
-    assert equal_bits(logits, np.stack([model.logits[4, 9], model.logits[1, 20]]))
+    caches = model.new_caches(3)
+    model.extend(caches[:1], [model.tokens[4, :9]], "none")
+    new = [model.tokens[4, 9:10], model.tokens[1, :21], model.tokens[2, :5]]
+    logits = model.extend(caches, new, ["last", "none", "all"])
+    assert equal_bits(logits, np.concatenate([model.logits[4, 9:10], model.logits[2, :5]]))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 70])
+def test_a_sequence_continues_from_the_beginning_of_another_and_from_copied_keys_and_values(model, length):
+    [cache] = model.new_caches(1)
+    model.extend([cache], [model.tokens[0, :length]], "none")
+    forks = [cache.fork(length), SequenceCache.from_layers(model.config, *cache.to_layers(length))]
+    model.extend([cache], [model.tokens[1, length:]], "none")  # which changes nothing that others share
+    for fork in [*forks, cache.fork(length)]:
+        logits = model.extend([fork], [model.tokens[0, length:]], "all")
+        assert equal_bits(logits, model.logits[0, length:])
+
+
+def test_a_context_of_32768_tokens_needs_memory_for_the_tokens_that_it_has():
+    config = TransformerConfig(16, 2**15, 1, 1, 16, 32, **ROTARY)
+    weights = xla.init_weights(jax.random.key(0), config)
+    packed = packing.PackedWeights(config, weights)
+    cache, tokens = SequenceCache(config), np.arange(2**15) % 16
+    expected = transformer.extend(packed, [SequenceCache(config)], [tokens[:300]])
+    assert packed.num_bytes < 2**18
+    transformer.extend(packed, [cache], [tokens[:299]], "none")
+    assert cache.num_bytes == 5 * page_bytes(config)
+    assert equal_bits(transformer.extend(packed, [cache], [tokens[299:300]]), expected)
+    logits = expected
+    for first in range(300, 2**15, 1024):
+        logits = transformer.extend(packed, [cache], [tokens[first : first + 1024]])
+    assert cache.num_bytes == 2**15 // 64 * page_bytes(config) and np.isfinite(logits).all()
 
 
 def test_steps_have_the_same_bits_with_any_number_of_threads_and_beside_each_other(model, monkeypatch):
     def decode(results, number):
-        cache = model.new_cache(NUM_SEQUENCES)
-        lengths, slots = [0] * NUM_SEQUENCES, range(NUM_SEQUENCES)
-        results[number] = [
-            model.extend(cache, slots, [n + first for n in lengths], list(model.tokens[:, first : first + 1]))
-            for first in range(6)
-        ]
+        caches = model.new_caches(NUM_SEQUENCES)
+        results[number] = [model.extend(caches, list(model.tokens[:, first : first + 1])) for first in range(6)]
 
     for num_threads in (1, 3):
         team = Team(num_threads)

@@ -702,7 +702,7 @@ def test_the_command_line_and_the_server_draw_the_same_tokens(model, params):
 
 
 def test_a_server_engine_and_the_command_line_give_the_same_completion(model):
-    engine, done, tokens = Engine(model.config, num_workers=1), threading.Event(), []
+    engine, done, tokens = Engine(model.config), threading.Event(), []
 
     def on_output(output):
         if isinstance(output, TokenOutput):

@@ -1,5 +1,5 @@
-"""Text generation: requests, scheduler, prefill and decode programs, prefix cache, sampler and stop strings.
+"""Text generation: requests, scheduler, steps on a CPU or an accelerator, prefix cache, sampler and stop strings.
 
-The server runs `engine.Engine`, which batches requests continuously. The command line runs `generate.generate`, which
-decodes one fixed batch in a compiled loop. Both draw tokens by `sampling` and turn them into text by `text_stream`.
+`engine.Engine` batches requests continuously, on a thread of its own in the server and on that of the caller in
+`generate.generate`, which the command line runs. Tokens are drawn by `sampling` and turned into text by `text_stream`.
 """

@@ -1,45 +1,43 @@
-"""Continuous batching: requests join and leave batches while these are decoded, by a few worker threads.
+"""Continuous batching: requests join and leave while others are answered, in steps of one thread.
 
-Each thread takes the most urgent piece of work of the scheduler, so a prompt is prefilled on one core while answers are
-decoded on another, and a new request waits for one piece of work at most. Nothing is compiled after `start`. Which
-thread does what, and when, changes no bit of an answer: see `programs`. The engine knows tokens and weights; it knows
-nothing of text, HTTP, API keys or learning.
+A step processes one token of each sequence that is being answered and chunks of new prompts together, so a new request
+waits for one step at most. Nothing is compiled after `start`. Which sequences share a step changes no bit of an answer:
+see `runners`. The engine knows tokens and weights; it knows nothing of text, HTTP, API keys or learning.
 """
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from types import ModuleType
 
-import jax
 import numpy as np
 from jax.typing import DTypeLike
 
 from ontogeny import kernels
-from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
-from ontogeny.engine import programs
-from ontogeny.engine.prefix_cache import PrefixCache
-from ontogeny.engine.programs import BatchShape
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.engine import runners
+from ontogeny.engine.active_runner import create_runner
+from ontogeny.engine.prefix_cache import MAX_BYTES, PrefixCache
 from ontogeny.engine.requests import (
     FinishOutput,
     GenerationRequest,
     OutputCallback,
     ReceiverClosed,
     SequenceActivations,
-    SequenceBatch,
     SequenceState,
     TokenOutput,
 )
 from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits, compute_logprobs, sample_token
-from ontogeny.engine.scheduler import DecodeTask, PrefillTask, Scheduler
+from ontogeny.engine.scheduler import Scheduler, SequenceChunk, Step
 from ontogeny.errors import BadInput
+from ontogeny.memory import available_bytes, format_bytes
 
 log = logging.getLogger(__name__)
 
-MAX_WORKERS = 4
+UNLIMITED = 2**60  # bytes
+AVAILABLE_SHARE = 0.5  # of the available memory that caches may have by default
+PREFIX_SHARE = 0.25  # of the memory of caches that the prefix cache may have at most
 
 
 class QueueFull(Exception):
@@ -82,12 +80,12 @@ class QueueReservation:
 
 
 class Engine:
-    """Worker threads that generate text with one model, whatever its weights.
+    """Generates text with one model, whatever its weights: on a thread of its own from `start` on, or by `run`.
 
     Attributes:
         config: The config that all weights have in common.
-        shape: The sizes for which the programs are compiled.
-        prefix_cache: The prompts processed last.
+        max_sequence_length: The most tokens that the cache of one sequence can hold.
+        prefix_cache: The texts processed last.
         failure: The error that stopped the engine, if any.
         num_generated_tokens: Tokens generated so far.
     """
@@ -98,57 +96,59 @@ class Engine:
         *,
         max_num_seqs: int = 64,
         max_queue: int = 256,
-        shape: BatchShape | None = None,
+        max_context: int | None = None,
+        kv_cache_bytes: int | None = None,
         compute_dtype: DTypeLike = np.float32,
-        num_workers: int | None = None,
     ) -> None:
-        """Prepare an engine, which generates from `start` on.
+        """Prepare an engine.
 
         Args:
             config: The config of all weights that requests name.
-            max_num_seqs: The most sequences that are generated at the same time; at least one batch.
-            max_queue: The most requests of one owner that may wait for a slot.
-            shape: Static sizes; by default chosen for the device.
+            max_num_seqs: The most sequences that are generated at the same time.
+            max_queue: The most requests of one owner that may wait.
+            max_context: The most tokens on which an answer can depend; by default the context of the model.
+            kv_cache_bytes: Memory for keys and values; by default half of what is available at the start.
             compute_dtype: The type of matrix products.
-            num_workers: Threads; by default one per core, at most 4, and 2 with an accelerator.
+
+        Raises:
+            BadInput: The memory is too small for any request.
         """
         self.config = config
-        self._programs = choose_programs(compute_dtype)
-        self.shape = shape or self._programs.default_batch_shape(config, max_num_seqs)
-        self.prefix_cache = PrefixCache(self.shape.prefill_chunk)
+        self.max_sequence_length = min(config.context_length, max_context or config.context_length)
         self.failure: BaseException | None = None
         self.num_generated_tokens = 0
         self._max_queue, self._compute_dtype = max_queue, compute_dtype
-        max_batches = max(1, max_num_seqs // self.shape.batch_size)
-        self._num_slots = max_batches * self.shape.batch_size
-        self._scheduler = Scheduler(
-            self.shape,
-            max_batches,
-            self.prefix_cache,
-            lambda: self._init_cache(self.shape.batch_size),
-            self._programs.extract_sequence,
+        self._runner = create_runner(
+            config, self.max_sequence_length, max_num_seqs, kv_cache_bytes, compute_dtype
         )
+        self._num_slots = max_num_seqs if self._runner.max_num_seqs is None else self._runner.max_num_seqs
+        max_bytes = kv_cache_bytes
+        if max_bytes is None:
+            max_bytes = int(AVAILABLE_SHARE * (available_bytes() or UNLIMITED))
+        prefix_bytes = min(MAX_BYTES, int(PREFIX_SHARE * max_bytes))
+        self.prefix_cache = PrefixCache(
+            self._runner.prefix_chunk, prefix_bytes, any_length=self._runner.shares_any_length
+        )
+        self._scheduler = Scheduler(self._runner, self._num_slots, max_bytes, self.prefix_cache)
         self._lock = threading.Condition()
         self._is_stopping = False
         self._num_reserved: Counter[str] = Counter()  # places in the queue that reservations of each owner hold
         self._mean_request_seconds = 0.1  # smoothed
-        count = _default_num_workers() if num_workers is None else num_workers
-        self._num_alive, self._max_decoding = count, max(1, count - 1)  # one thread stays free for new requests
-        self._threads = [threading.Thread(target=self._work, name=f"engine {i}", daemon=True) for i in range(count)]
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     @property
-    def max_sequence_length(self) -> int:
-        """The most tokens that the cache of one sequence can hold."""
-        return self.shape.capacity
+    def kv_cache_bytes(self) -> int:
+        """The most memory of keys and values."""
+        return self._scheduler.max_bytes
 
     @property
     def num_requests_running(self) -> int:
-        """Requests that have a slot in a batch."""
+        """Requests that are being answered."""
         return len(self._scheduler.running)
 
     @property
     def num_requests_waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests that wait for a slot or for memory."""
         return len(self._scheduler.waiting)
 
     @property
@@ -157,7 +157,7 @@ class Engine:
         return kernels.describe_path(self._compute_dtype)
 
     def start(self, weights: TransformerWeights) -> None:
-        """Compile the programs, check batch invariance on this machine, and start the threads.
+        """Compile everything, check batch invariance on this machine, and start the thread.
 
         Args:
             weights: Any weights of the engine's config.
@@ -165,12 +165,18 @@ class Engine:
         Raises:
             BadInput: The machine is not batch invariant.
         """
-        self._programs.check_batch_invariance(self.config, self.shape, weights, self._compute_dtype)
+        self._runner.check_batch_invariance(weights)
         log.info("text is generated by %s", self.path)
-        self._empty_cache = self._init_cache(1)
-        self._scheduler.add_batch()
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+
+    def run(self) -> None:
+        """Generate on the calling thread until all requests are finished; for an engine that is not started."""
+        try:
+            while self._advance():
+                pass
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def submit(self, request: GenerationRequest, on_output: OutputCallback) -> RequestHandle:
         """Queue one request; see `submit_all`."""
@@ -219,19 +225,11 @@ class Engine:
 
         Raises:
             QueueFull: More requests of this owner wait than are allowed, or the engine has stopped.
-            BadInput: A prompt is empty, or too long to be scored.
+            BadInput: A prompt is empty, too long to be scored, or needs more memory than there is for all requests.
         """
-        for request in requests:
-            if not (length := len(request.prompt)):
-                raise BadInput("a prompt needs at least one token")
-            if request.score_prompt and length > self.max_sequence_length + 1:
-                raise BadInput(
-                    f"{length} tokens to score are more than the model's context of {self.max_sequence_length} and "
-                    "the token after it"
-                )
         epoch = self.prefix_cache.epoch
         sequences = [
-            SequenceState(request, callback, self.max_sequence_length, epoch)
+            self._create_sequence(request, callback, epoch)
             for request, callback in zip(requests, on_output, strict=True)
         ]
         if reservation is None:
@@ -245,180 +243,146 @@ class Engine:
         return [RequestHandle(self, sequence) for sequence in sequences]
 
     def wake(self) -> None:
-        """Let one idle thread look for work."""
+        """Let the idle thread look for work."""
         with self._lock:
             self._lock.notify()
 
     def stop(self) -> None:
-        """Stop the threads; answers that are not finished are cancelled."""
+        """Stop the thread; answers that are not finished are cancelled."""
         with self._lock:
             self._is_stopping = True
             self._lock.notify_all()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _check_running(self) -> None:
         """Raises `QueueFull` once the engine stops; called while the lock is held."""
         if self._is_stopping or self.failure is not None:
             raise QueueFull(5.0)  # a guess: by then the server may have restarted
 
-    def _init_cache(self, num_sequences: int) -> KVCache:
-        """Returns an empty cache for this number of sequences."""
-        return self._programs.init_cache(self.config, num_sequences, self.shape.capacity, self._compute_dtype)
+    def _create_sequence(self, request: GenerationRequest, on_output: OutputCallback, epoch: int) -> SequenceState:
+        """The state of a request that can be answered; raises `BadInput` for others."""
+        if not (length := len(request.prompt)):
+            raise BadInput("a prompt needs at least one token")
+        if request.score_prompt and length > self.max_sequence_length + 1:
+            raise BadInput(
+                f"{length} tokens to score are more than the model's context of {self.max_sequence_length} and "
+                "the token after it"
+            )
+        sequence = SequenceState(request, on_output, self.max_sequence_length, epoch)
+        needed = self._runner.num_bytes(sequence.max_length)
+        if needed > self.kv_cache_bytes:
+            raise BadInput(
+                f"a prompt and an answer of {sequence.max_length:,} tokens together need {format_bytes(needed)} of "
+                f"memory for keys and values, and there are {format_bytes(self.kv_cache_bytes)} for all requests"
+            )
+        return sequence
 
     def _work(self) -> None:
-        """Does pieces of work until the engine stops; the main function of a thread."""
+        """Runs steps until the engine stops; the main function of the thread."""
         try:
-            while (task := self._wait_for_task()) is not None:
-                if isinstance(task, PrefillTask):
-                    self._prefill(*task)
-                else:
-                    self._decode(*task)
-        except BaseException as error:
-            self.failure = error
-            raise
-        finally:
-            with self._lock:
-                self._is_stopping = True
-                self._num_alive -= 1
-                self._lock.notify_all()
-                if not self._num_alive:  # the last thread ends the answers that no thread works on any more
-                    unfinished = [*self._scheduler.waiting, *self._scheduler.running]
-                    self._scheduler.waiting.clear()
-                    for sequence in unfinished:
-                        _send(sequence, FinishOutput("failed" if self.failure is not None else "cancelled"))
-
-    def _wait_for_task(self) -> PrefillTask | DecodeTask | None:
-        """The most urgent piece of work as soon as there is any; None when the engine stops."""
-        with self._lock:
             while not self._is_stopping:
-                for batch, sequence, reason in self._scheduler.expired():
-                    if batch is None:
-                        _send(sequence, FinishOutput(reason))
-                    else:
-                        self._finish(batch, sequence, reason)
-                self._scheduler.admit()
-                if (task := self._scheduler.next_task(self._max_decoding)) is not None:
-                    return task
-                self._lock.wait()
-        return None
+                if not self._advance():
+                    with self._lock:
+                        if not self._is_stopping and not self._has_work():
+                            self._lock.wait()
+            self._end_all("cancelled")
+        except BaseException as error:
+            self._fail(error)
+            raise
 
-    def _prefill(self, batch: SequenceBatch, sequence: SequenceState) -> None:
-        """Process one chunk of a prompt; the final chunk also yields the first token of the answer."""
-        request, num_before = sequence.request, sequence.num_generated
-        scores_prompt = request.score_prompt and not sequence.is_scored
-        if sequence.create_cache is not None:
-            sequence.cache, sequence.create_cache = sequence.create_cache(), None
-        logits = self._continue_from_prefix(sequence)
-        if sequence.unprocessed:
-            logits = self._process_chunk(sequence, scores_prompt)
-        if not sequence.unprocessed:
-            sequence.next_logits = logits
-            if scores_prompt:
+    def _has_work(self) -> bool:
+        """Whether a request runs or waits; called while the lock is held."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
+
+    def _fail(self, error: BaseException) -> None:
+        """Stops the engine after an error."""
+        self.failure = error
+        self._end_all("failed")
+
+    def _end_all(self, reason: str) -> None:
+        """Ends all requests when the engine stops."""
+        with self._lock:
+            self._is_stopping = True
+            unfinished = [*self._scheduler.waiting, *self._scheduler.running]
+            self._scheduler.waiting.clear()
+            self._scheduler.running.clear()
+        for sequence in unfinished:
+            _send(sequence, FinishOutput(reason))
+
+    def _advance(self) -> bool:
+        """Compute the next step; returns False if there is nothing to do."""
+        with self._lock:
+            expired = list(self._scheduler.expired())
+            self._scheduler.admit()
+            step = self._scheduler.next_step()
+        for sequence, reason in expired:
+            self._finish(sequence, reason)
+        if step is not None:
+            self._compute(step)
+        return step is not None
+
+    def _compute(self, step: Step) -> None:
+        """Process the tokens of a step, and sample the next token of each sequence whose prompt is complete."""
+        sequences, needs = [chunk.sequence for chunk in step.chunks], [_needed_logits(chunk) for chunk in step.chunks]
+        all_logits = self._runner.run(step.weights, sequences, [chunk.tokens for chunk in step.chunks], needs)
+        num_before = sum(sequence.num_generated for sequence in sequences)
+        for chunk, logits in zip(step.chunks, all_logits, strict=True):
+            sequence, count = chunk.sequence, len(chunk.tokens)
+            sequence.has_started = True
+            sequence.cache_length += count
+            if sequence.unprocessed:
+                self._complete_chunk(sequence, count, logits)
+            if not sequence.unprocessed:
+                self._append_token(sequence, logits[-1])
+        self.num_generated_tokens += sum(sequence.num_generated for sequence in sequences) - num_before
+
+    def _complete_chunk(self, sequence: SequenceState, count: int, logits: np.ndarray) -> None:
+        """Take note of a processed chunk of a prompt: its log-probabilities, and a new entry of the prefix cache."""
+        sequence.unprocessed = sequence.unprocessed[count:]
+        if sequence.request.score_prompt and not sequence.is_scored:
+            _score_chunk(sequence, count, logits)
+            if not sequence.unprocessed:
                 sequence.is_scored = True
                 _send(sequence, sequence.prompt_logprobs)
-            if scores_prompt and request.max_tokens and len(sequence.tokens) > self.max_sequence_length:
-                sequence.drop_first_half(self.max_sequence_length)  # the last token of the prompt has no place
-            else:
-                self._append_token(batch, sequence)
-        with self._lock:
-            self.num_generated_tokens += sequence.num_generated - num_before
-            sequence.is_busy = sequence.is_prefilling = False
-            self._lock.notify_all()
+                if sequence.request.max_tokens and len(sequence.tokens) > self.max_sequence_length:
+                    self._runner.release(sequence)  # the last token of the prompt has no place
+                    sequence.drop_first_half()
+        elif not sequence.unprocessed:
+            self._cache_prefix(sequence)
 
-    def _continue_from_prefix(self, sequence: SequenceState) -> np.ndarray | None:
-        """Let a new sequence continue from the longest cached prefix of its prompt, if there is one.
+    def _cache_prefix(self, sequence: SequenceState) -> None:
+        """Let later requests continue from what a sequence has processed."""
+        if sequence.prefix is not None and (shared := self._runner.share(sequence)) is not None:
+            tokens = sequence.tokens[sequence.start : sequence.start + sequence.cache_length]
+            encoded = np.asarray(tokens, np.int32).tobytes()
+            self.prefix_cache.insert(sequence.prefix[0], encoded, *shared, sequence.epoch)
 
-        Returns:
-            The logits after the prompt if the whole prompt is cached, otherwise None.
-        """
-        if sequence.prefix is None or sequence.cache_length:
-            return None
-        prefix = self.prefix_cache.lookup(*sequence.prefix)
-        if prefix is None:
-            return None
-        sequence.cache, sequence.cache_length = prefix.cache, prefix.length
-        sequence.unprocessed = sequence.unprocessed[prefix.length :]
-        return prefix.logits
-
-    def _process_chunk(self, sequence: SequenceState, scores_prompt: bool) -> np.ndarray:
-        """Prefill one chunk and return the logits after its last token."""
-        K, request = self.shape.prefill_chunk, sequence.request
-        chunk, sequence.unprocessed = sequence.unprocessed[:K], sequence.unprocessed[K:]
-        tokens = np.zeros(K, np.int32)
-        tokens[: len(chunk)] = chunk
-        cache = self._empty_cache if sequence.cache is None else sequence.cache
-        start, num_tokens = np.int32(sequence.cache_length), np.int32(len(chunk))
-        cache, device_logits = self._programs.prefill(
-            self.config, request.weights, cache, start, tokens, num_tokens, scores_prompt
-        )
-        sequence.cache = cache
-        sequence.cache_length += len(chunk)
-        logits = np.asarray(device_logits)
-        if scores_prompt:
-            _score_chunk(sequence, len(chunk), logits)
-            logits = logits[len(chunk) - 1]
-        elif sequence.prefix is not None and not sequence.unprocessed:
-            self.prefix_cache.insert(*sequence.prefix, cache, logits, sequence.epoch)
-        return logits
-
-    def _decode(self, batch: SequenceBatch, sequences: list[tuple[int, SequenceState]]) -> None:
-        """Generate one more token for each sequence; a full one instead drops its first half, for a new prefill."""
-        tokens, length, num_tokens = (np.zeros(self.shape.batch_size, np.int32) for _ in range(3))
-        for slot, sequence in sequences:
-            if sequence.cache_length == self.max_sequence_length:
-                sequence.drop_first_half(self.max_sequence_length)
-                continue
-            if sequence.cache is not None:
-                batch.cache = self._programs.insert_sequence(batch.cache, sequence.cache, np.int32(slot))
-                sequence.cache = None
-            tokens[slot], length[slot], num_tokens[slot] = sequence.tokens[-1], sequence.cache_length, 1
-        if num_tokens.any():
-            weights = sequences[0][1].request.weights  # those of all sequences of a batch
-            batch.cache, logits = self._programs.decode_step(
-                self.config, weights, batch.cache, length, tokens, num_tokens
-            )
-            host_logits = np.asarray(logits)
-            for slot, sequence in sequences:
-                if num_tokens[slot]:
-                    sequence.cache_length += 1
-                    sequence.next_logits = host_logits[slot]
-                    self._append_token(batch, sequence)
-        with self._lock:
-            self.num_generated_tokens += int(num_tokens.sum())
-            batch.is_busy = False
-            for _, sequence in sequences:
-                sequence.is_busy = False
-            self._lock.notify_all()
-
-    def _append_token(self, batch: SequenceBatch, sequence: SequenceState) -> None:
+    def _append_token(self, sequence: SequenceState, logits: np.ndarray) -> None:
         """Sample one more token from the logits of the sequence, or finish it; an error fails this sequence alone."""
         try:
-            self._sample(batch, sequence)
+            self._sample(sequence, logits)
         except Exception as error:
             if isinstance(error, ConstraintFailure):  # its message quotes the request, which no log does
                 log.warning("the schema of a request became too complex for the library")
             else:
                 log.exception("a token of a request could not be determined")
             sequence.has_failed = True
-            if sequence in batch.slots:
-                self._finish(batch, sequence, "failed")
+            self._finish(sequence, "failed")
 
-    def _sample(self, batch: SequenceBatch, sequence: SequenceState) -> None:
+    def _sample(self, sequence: SequenceState, logits: np.ndarray) -> None:
         """Sample one more token from the logits of the sequence, or finish it."""
         request = sequence.request
         if sequence.num_generated >= request.max_tokens:
-            return self._complete(batch, sequence, "length", is_cached=True)
-        assert sequence.next_logits is not None
-        logits = sequence.next_logits[: request.num_candidate_tokens]
+            return self._complete(sequence, "length", is_cached=True)
+        candidates = logits[: request.num_candidate_tokens]
         if request.logit_adjustments is not None:
             generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
-            logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_tokens)
-        token = sample_token(logits, request.sampling_params, sequence.num_generated)
+            candidates = adjust_logits(candidates, request.logit_adjustments, generated, request.end_tokens)
+        token = sample_token(candidates, request.sampling_params, sequence.num_generated)
         logprobs = None
         if request.num_logprobs is not None:
-            logprobs = compute_logprobs(sequence.next_logits, token, request.num_logprobs)
+            logprobs = compute_logprobs(logits, token, request.num_logprobs)
         sequence.num_generated += 1
         is_end = token in request.end_tokens
         # Clients that score a prompt rely on one token after it, so they receive the end token too.
@@ -426,33 +390,48 @@ class Engine:
         if not is_end:
             sequence.tokens.append(token)
         if is_end or is_stopped:
-            self._complete(batch, sequence, "stop", is_cached=is_end)
+            self._complete(sequence, "stop", is_cached=is_end, end_token=token if is_end else None)
         elif sequence.num_generated >= request.max_tokens:
-            self._complete(batch, sequence, "length", is_cached=False)
+            self._complete(sequence, "length", is_cached=False)
+        elif sequence.cache_length == self.max_sequence_length:
+            self._runner.release(sequence)
+            sequence.drop_first_half()
 
-    def _complete(self, batch: SequenceBatch, sequence: SequenceState, reason: str, *, is_cached: bool) -> None:
+    def _complete(
+        self, sequence: SequenceState, reason: str, *, is_cached: bool, end_token: int | None = None
+    ) -> None:
         """Finishes a complete answer, with its activations if the request asks for them.
 
         Args:
             is_cached: Whether the last token of the sequence is in the cache. The activations leave it out.
         """
-        if not sequence.request.returns_activations or sequence.has_failed:
-            return self._finish(batch, sequence, reason)
-        cache = sequence.cache
-        if cache is None:
-            cache = self._programs.extract_sequence(batch.cache, np.int32(batch.slots.index(sequence)))
-        activations = SequenceActivations(tuple(sequence.tokens), cache, sequence.cache_length - is_cached)
-        self._finish(batch, sequence, reason, activations)
+        activations = None
+        if sequence.request.returns_activations and not sequence.has_failed:
+            layers = self._runner.to_layers(sequence, sequence.cache_length - is_cached)
+            activations = SequenceActivations(tuple(sequence.tokens), layers)
+        self._cache_prefix(sequence)
+        self._finish(sequence, reason, activations, end_token)
 
     def _finish(
-        self, batch: SequenceBatch, sequence: SequenceState, reason: str, activations: SequenceActivations | None = None
+        self,
+        sequence: SequenceState,
+        reason: str,
+        activations: SequenceActivations | None = None,
+        end_token: int | None = None,
     ) -> None:
         """Frees the slot of a sequence and sends the end of the answer; an answer with an error is never complete."""
         with self._lock:
-            self._scheduler.remove(batch, sequence)
+            self._scheduler.remove(sequence)
             duration = time.monotonic() - sequence.arrival_time
             self._mean_request_seconds += 0.1 * (duration - self._mean_request_seconds)
-        _send(sequence, FinishOutput("failed" if sequence.has_failed else reason, activations))
+        _send(sequence, FinishOutput("failed" if sequence.has_failed else reason, activations, end_token))
+
+
+def _needed_logits(chunk: SequenceChunk) -> str:
+    """The tokens of a chunk after which logits are needed."""
+    if chunk.sequence.request.score_prompt and not chunk.sequence.is_scored:
+        return runners.ALL
+    return runners.LAST if chunk.is_final else runners.NO_LOGITS
 
 
 def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -> None:
@@ -463,26 +442,6 @@ def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -
     start = sequence.cache_length - chunk_size + 1
     for token, token_logits in zip(prompt[start : start + chunk_size], logits, strict=False):
         sequence.prompt_logprobs.append(compute_logprobs(token_logits, token, num_top))
-
-
-def choose_programs(compute_dtype: DTypeLike = np.float32) -> ModuleType:
-    """Returns the module whose functions compute: `kernel_programs` where the kernels are active, else `programs`."""
-    if not kernels.is_active(compute_dtype):
-        return programs
-    from ontogeny.engine import kernel_programs
-
-    return kernel_programs
-
-
-def _default_num_workers() -> int:
-    """One thread per core, up to a few: each piece of work is too small for many cores to share it.
-
-    An accelerator executes one program after the other; a second thread prepares the next one.
-    """
-    if jax.default_backend() != "cpu":
-        return 2
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(num_cores, MAX_WORKERS)
 
 
 def _send(sequence: SequenceState, output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:

@@ -1,16 +1,17 @@
-"""Continue prompts with a language model: one fixed batch, decoded by a compiled loop.
+"""Continue prompts with a language model, from text to text.
 
-All tokens of a prompt but the last are prefilled in chunks; then each decode step processes one token per sequence and
-samples the next one. The tokens of a sequence depend, bit for bit, on its own prompt, its seed and the shape of the
-batch (number of sequences, capacity, chunk size), and not on its slot or on the other sequences. Seeds are those of
-`sampling`, so the server draws the same tokens.
+Where the kernels of a CPU are active, the engine of the server generates, so that the same request has the same text
+from both. Otherwise prompts are one fixed batch, which XLA decodes in a compiled loop: all tokens of a prompt but the
+last are prefilled in chunks; then each step processes one token per sequence and samples the next one. The tokens of a
+sequence then depend, bit for bit, on its own prompt, its seed and the shape of the batch (number of sequences,
+capacity, chunk size), and not on its slot or on the other sequences. Seeds are those of `sampling`.
 
 Letters: R sequences, K tokens of a chunk, N tokens of one compiled call.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from jaxtyping import Float, Int32
 from ontogeny import kernels
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import (
     BatchSamplingParams,
     SamplingParams,
@@ -34,11 +37,9 @@ from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import begin_prompt
 
-if TYPE_CHECKING:
-    from ontogeny.engine.kernel_batch import KernelBatch
-
 PREFILL_CHUNK = 32  # K, tokens of a prompt per prefill call
 TOKENS_PER_CALL = 16  # N, decode steps between two updates of the text
+MAX_NUM_SEQS = 64  # sequences that the engine continues at the same time
 CAPACITY_MULTIPLE = 32  # capacities are multiples of it, so that few programs are compiled
 
 OnText = Callable[[int, str], None]
@@ -203,48 +204,99 @@ def generate_from_tokens(
         on_text: Receives the number of a completion and each part of its text as soon as it is final.
     """
     seeds = [sampling_params.seed] * len(prompts) if seeds is None else seeds
-    batch = _make_batch(model, prompts, max_tokens, sampling_params, seeds)
-    streams = [TextStream(model.tokenizer, stop) for _ in prompts]
-    generated: list[list[int]] = [[] for _ in prompts]
-    texts = ["" for _ in prompts]
-
-    def append_text(index: int, text: str) -> None:
-        texts[index] += text
-        if text and on_text is not None:
-            on_text(index, text)
-
-    while batch.is_active:
-        for index, (stream, new) in enumerate(zip(streams, batch.advance(TOKENS_PER_CALL), strict=True)):
-            generated[index] += new
-            append_text(index, stream.push(*new))
-            if stream.stopped:
-                batch.finish(index)
-    for index, stream in enumerate(streams):
-        append_text(index, stream.finish())
-    end_tokens = model.tokenizer.end_tokens
-    return [
-        Completion(text, tuple(tokens), "stop" if stream.stopped else "end" if tokens[-1] in end_tokens else "length")
-        for text, tokens, stream in zip(texts, generated, streams, strict=True)
-    ]
+    streams = [_CompletionStream(model, index, stop, on_text) for index in range(len(prompts))]
+    continue_prompts = _run_engine if kernels.is_active() else _run_batch
+    continue_prompts(model, prompts, max_tokens, sampling_params, seeds, streams)
+    return [stream.complete() for stream in streams]
 
 
-def _make_batch(
+class _CompletionStream:
+    """The tokens and the text of one completion."""
+
+    def __init__(self, model: LanguageModel, index: int, stop: Sequence[str], on_text: OnText | None) -> None:
+        self._index, self._on_text, self._end_tokens = index, on_text, model.tokenizer.end_tokens
+        self._stream = TextStream(model.tokenizer, stop)
+        self._tokens, self._text = list[int](), ""
+
+    def push(self, *tokens: int) -> bool:
+        """Append tokens; returns whether a stop string has ended the completion."""
+        self._tokens += tokens
+        self._append(self._stream.push(*tokens))
+        return self._stream.stopped
+
+    def complete(self) -> Completion:
+        """End the completion."""
+        self._append(self._stream.finish())
+        is_end = bool(self._tokens) and self._tokens[-1] in self._end_tokens
+        reason = "stop" if self._stream.stopped else "end" if is_end else "length"
+        return Completion(self._text, tuple(self._tokens), reason)
+
+    def _append(self, text: str) -> None:
+        """Adds text that has become final."""
+        self._text += text
+        if text and self._on_text is not None:
+            self._on_text(self._index, text)
+
+
+def _run_engine(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     sampling_params: SamplingParams,
     seeds: Sequence[int],
-) -> "XlaBatch | KernelBatch":
-    """The batch of the active path; both generate up to `TOKENS_PER_CALL` tokens per sequence at a time."""
-    if not kernels.is_active():
-        return XlaBatch(model, prompts, max_tokens, sampling_params, seeds)
-    from ontogeny.engine.kernel_batch import KernelBatch
+    streams: Sequence[_CompletionStream],
+) -> None:
+    """Continues prompts by the engine of the server, on this thread."""
+    engine, failures = Engine(model.config, max_num_seqs=MAX_NUM_SEQS), list[BaseException]()
 
-    return KernelBatch(model, prompts, max_tokens, sampling_params, seeds)
+    def on_output(stream: _CompletionStream, part: TokenOutput | FinishOutput) -> bool:
+        try:
+            if isinstance(part, TokenOutput):
+                return stream.push(part.token)
+            if part.end_token is not None:
+                stream.push(part.end_token)
+            if part.finish_reason == "failed" and not failures:
+                failures.append(RuntimeError("an error occurred while the text was generated"))
+        except BaseException as error:
+            failures.append(error)
+            raise
+        return False
+
+    requests = [
+        GenerationRequest(
+            model.weights,
+            tuple(prompt),
+            max_tokens,
+            sampling_params._replace(seed=seed),
+            model.tokenizer.end_tokens,
+            model.tokenizer.size,
+        )
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    engine.submit_all(requests, [partial(on_output, stream) for stream in streams])  # pyright: ignore
+    engine.run()
+    if failures:
+        raise failures[0]
+
+
+def _run_batch(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling_params: SamplingParams,
+    seeds: Sequence[int],
+    streams: Sequence[_CompletionStream],
+) -> None:
+    """Continues prompts by XLA's programs, as one batch."""
+    batch = XlaBatch(model, prompts, max_tokens, sampling_params, seeds)
+    while batch.is_active:
+        for index, (stream, new) in enumerate(zip(streams, batch.advance(TOKENS_PER_CALL), strict=True)):
+            if stream.push(*new):
+                batch.finish(index)
 
 
 class XlaBatch:
-    """Sequences that XLA's programs continue together; arguments and methods are those of `KernelBatch`."""
+    """Sequences that XLA's programs continue together."""
 
     def __init__(
         self,

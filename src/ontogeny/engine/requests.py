@@ -1,33 +1,43 @@
-"""A generation request, the outputs that the engine sends for it, and the state of its sequence and batch.
+"""A generation request, the outputs that the engine sends for it, and the state of its sequence.
 
 Nothing here knows threads or text.
 """
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from ontogeny.content.transformer import KVCache, TransformerWeights
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.sampling import LogitAdjustments, SamplingParams, TokenLogprobs
 
 CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weights that processed it
 
 
+class CachedLayers(NamedTuple):
+    """Keys and values of the first N tokens of a sequence, as arrays that no engine owns. G heads, D numbers per head."""
+
+    keys: tuple[Float[np.ndarray, "G N D"], ...]  # one per layer
+    values: tuple[Float[np.ndarray, "G N D"], ...]
+
+
 class SequenceActivations(NamedTuple):
-    """The tokens of a sequence and its cache, from which a later request can continue.
+    """The tokens of a sequence and what its cache holds, from which a later request can continue.
 
     Attributes:
         tokens: All tokens of the sequence.
-        cache: A cache of one sequence. Of a request possibly a function that creates it, which the engine calls when
-            it begins with the request, so that waiting requests need no memory for it.
-        num_cached: The tokens that the cache holds: those before the last token.
+        layers: Keys and values of all tokens but the last; of a long sequence, of the most recent ones.
     """
 
     tokens: tuple[int, ...]
-    cache: KVCache | Callable[[], KVCache]
-    num_cached: int
+    layers: CachedLayers
+
+    @property
+    def num_cached(self) -> int:
+        """The tokens that the cache holds: those before the last token."""
+        return self.layers.keys[0].shape[1]
 
 
 class GenerationRequest(NamedTuple):
@@ -83,10 +93,12 @@ class FinishOutput(NamedTuple):
         finish_reason: `stop` (the end token, which is not part of the answer, or a stop string), `length`, `time`,
             `cancelled` or `failed` (an error in the engine or in the callback; the answer is not complete).
         activations: Those after a complete answer, without an end token, if the request asks for them.
+        end_token: The end token that ended the answer, if one did.
     """
 
     finish_reason: str
     activations: SequenceActivations | None = None
+    end_token: int | None = None
 
 
 class ReceiverClosed(Exception):
@@ -101,96 +113,68 @@ OutputCallback = Callable[[TokenOutput | list[TokenLogprobs] | FinishOutput], bo
 class SequenceState:
     """The sequence of one request: its tokens, its cache and its progress.
 
-    While `is_busy`, it belongs to the thread that works on it, otherwise to the holder of the engine's lock.
+    It belongs to the thread that runs the engine's steps; others may set `is_cancelled`.
 
     Attributes:
+        tokens: The prompt and the generated tokens.
+        start: The number of the token at which the context begins; the tokens before it are not processed.
         has_failed: Whether an error has occurred, so that the answer cannot be completed.
         is_scored: Whether the log-probabilities of the prompt have been computed.
         arrival_time: When the request was submitted.
         waiting_since: When the request began to wait for a slot, the last time.
-        cache: The cache of this sequence alone; None while it is part of the cache of a batch.
-        create_cache: Creates `cache` before the first prefill of a sequence that continues from activations.
+        cache: What the engine's runner has computed for this sequence; None before the first step.
+        layers: The keys and values with which the cache begins.
         cache_length: The number of tokens in the cache.
-        unprocessed: Tokens that prefill has still to process.
+        unprocessed: Tokens that prefill has still to process. Where there are none, the last token is decoded.
         prefix: The key of the whole prompt in the prefix cache.
+        reserved_bytes: Memory that is reserved for the cache.
     """
 
     def __init__(self, request: GenerationRequest, on_output: OutputCallback, capacity: int, epoch: int = 0) -> None:
-        self.request, self.on_output = request, on_output
+        self.request, self.on_output, self.capacity = request, on_output, capacity
         self.epoch = epoch if request.cache_epoch is None else request.cache_epoch
         self.arrival_time = self.waiting_since = time.monotonic()
-        self.is_cancelled = self.has_failed = self.is_busy = self.is_prefilling = self.is_scored = False
+        self.is_cancelled = self.has_failed = self.is_scored = self.has_started = False
         self.tokens = list(request.prompt)
-        self.num_generated = 0
-        self.cache_length = 0
+        self.num_generated = self.cache_length = self.reserved_bytes = 0
         # The beginning of a long prompt is cut off, so that the answer, up to half the capacity, fits after it.
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
-        # A context of tokens predicts the token after it too, so one token more can be scored than the cache holds.
-        self.unprocessed = self.tokens[:capacity] if request.score_prompt else self.tokens[-(capacity - reserved) :]
-        self.cache: KVCache | None = None
-        self.create_cache: Callable[[], KVCache] | None = None
+        self.start = 0 if request.score_prompt else max(0, len(self.tokens) - (capacity - reserved))
+        self.cache: Any = None
+        self.layers: CachedLayers | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.next_logits: np.ndarray | None = None
         self.prefix: tuple[CacheScope, bytes] | None = None
+        self.restart()
         if request.activations is not None and request.activations.num_cached:
-            self._continue_from(request.activations, capacity)
+            self._continue_from(request.activations)
         elif request.cache_scope is not None and not request.score_prompt:
             self.prefix = request.cache_scope, np.asarray(self.unprocessed, np.int32).tobytes()
 
     @property
-    def has_started(self) -> bool:
-        """Whether the prompt has been processed in part at least."""
-        return bool(self.is_busy or self.cache_length or self.num_generated)
+    def max_length(self) -> int:
+        """The most tokens that the cache will hold."""
+        num_remaining = self.request.max_tokens - self.num_generated
+        return min(self.capacity, len(self.tokens) - self.start + num_remaining)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next token can be decoded."""
-        return not self.unprocessed and not self.is_busy
+    def restart(self) -> None:
+        """Forget the cache, so that all tokens of the context are processed anew."""
+        # A context of tokens predicts the token after it too, so one token more can be scored than the cache holds.
+        stop = self.capacity if self.request.score_prompt and not self.is_scored else len(self.tokens)
+        self.cache, self.cache_length = None, 0 if self.layers is None else self.layers.keys[0].shape[1]
+        self.unprocessed = self.tokens[self.start + self.cache_length : stop]
+        if not self.is_scored:
+            self.prompt_logprobs.clear()
 
-    def drop_first_half(self, capacity: int) -> None:
+    def drop_first_half(self) -> None:
         """Restart a full cache from the second half of its tokens, which are processed anew."""
-        self.unprocessed, self.cache_length = self.tokens[-max(1, capacity // 2) :], 0
-        self.cache = self.create_cache = self.prefix = None
+        self.start, self.layers, self.prefix = len(self.tokens) - max(1, self.capacity // 2), None, None
+        self.restart()
 
-    def _continue_from(self, activations: SequenceActivations, capacity: int) -> None:
+    def _continue_from(self, activations: SequenceActivations) -> None:
         """Take over activations; if the rest of the prompt does not fit after them, drop all but half of the text."""
-        self.unprocessed = self.tokens[len(activations.tokens) - 1 :]
-        self.cache_length = activations.num_cached
-        if isinstance(activations.cache, KVCache):
-            self.cache = activations.cache
+        self.start = len(activations.tokens) - 1 - activations.num_cached
+        if len(self.tokens) - self.start > self.capacity:
+            self.drop_first_half()
         else:
-            self.create_cache = activations.cache
-        if self.cache_length + len(self.unprocessed) > capacity:
-            self.drop_first_half(capacity)
-
-
-class SequenceBatch:
-    """Sequences that share weights and one decode program; `is_busy` while a thread decodes it.
-
-    Attributes:
-        slots: The sequences; None for a free slot.
-        last_turn: The engine's count of decode steps when this batch was last decoded.
-        num_tasks: Pieces of work begun since the batch has its weights.
-        is_yielding: Whether no work is begun, because the sequences will be suspended.
-        num_final_chunks: Prefill chunks that complete a prompt, begun since then.
-        num_partial_chunks: Prefill chunks that do not complete a prompt, begun since then.
-    """
-
-    def __init__(self, cache: KVCache, batch_size: int) -> None:
-        self.cache = cache
-        self.weights: TransformerWeights | None = None
-        self.slots: list[SequenceState | None] = [None] * batch_size
-        self.is_busy = False
-        self.is_yielding = False
-        self.last_turn = self.num_tasks = 0
-        self.num_final_chunks = self.num_partial_chunks = 0
-
-    @property
-    def sequences(self) -> list[SequenceState]:
-        """The sequences of the batch in the order of their slots."""
-        return [sequence for sequence in self.slots if sequence is not None]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all slots are free."""
-        return not any(self.slots)
+            self.layers = activations.layers
+            self.restart()

@@ -17,7 +17,7 @@ import numpy as np
     HEAD_SIZE,
     MLP_WIDTH,
     VOCAB_SIZE,
-    CAPACITY,
+    PADDED_SIZE,  # of a head of values in the cache
     IS_LAYER_NORM,
     ACTIVATION,
     WEIGHT_TYPE,  # of all panels
@@ -28,14 +28,13 @@ import numpy as np
     FINAL_BIAS,
     EMBEDDING,
     LM_HEAD,
-    COSINES,  # [positions, D / 2]
-    SINES,
     CONSTANTS,  # the epsilon of norms and the scale of scores
     ONES,  # as many as the longest sum needs
     # Addresses of what differs between steps.
-    CACHES,  # int64 [layers, 2]: the addresses of keys and values
+    COSINES,  # [positions, D / 2]
+    SINES,
     FIRST_TOKENS,  # int64 [sequences + 1]: where the tokens of each sequence begin among all tokens
-    SLOTS,  # int64 [sequences]: the place of each sequence in the cache
+    PAGE_TABLES,  # int64 [sequences]: the address of the array that has the addresses of a sequence's pages
     LENGTHS,  # int64 [sequences]: the tokens that the cache of each sequence holds
     LOGIT_TOKENS,  # int64 [logits]: the tokens after which logits are computed
     STREAM,  # [tokens, W]: the residual stream
@@ -46,7 +45,7 @@ import numpy as np
     COUNTERS,  # int64 [phases, COUNTER_STRIDE]
     SCRATCH,  # [threads, SCRATCH_SIZE]
     NUM_FIELDS,
-) = range(37)
+) = range(36)
 
 (
     NORM_1_SCALE,
@@ -71,6 +70,7 @@ import numpy as np
     NUM_LAYER_FIELDS,
 ) = range(20)
 
+PAGE = 64  # tokens of a page of a cache
 PANEL = 64  # columns of a panel of packed weights
 PAIR = PANEL // 2  # columns of the gate, and of the value, in a panel of SwiGLU
 GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_block.ACTIVATIONS`
@@ -84,3 +84,8 @@ DONE = 8  # where the second counter of a phase begins
 def address(array: np.ndarray) -> int:
     """The address of the first element of a contiguous array, which the caller keeps in memory."""
     return array.ctypes.data
+
+
+def padded_size(size: int) -> int:
+    """The head size of values in the cache, a multiple of the numbers of a vector."""
+    return -(-size // 16) * 16

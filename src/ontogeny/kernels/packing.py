@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
-from ontogeny.content.transformer_block import ACTIVATIONS, BlockWeights, Linear, Norm, rotation_speeds
+from ontogeny.content.transformer_block import ACTIVATIONS, BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput
 from ontogeny.kernels import layout
-from ontogeny.kernels.layout import PAIR, PANEL, WEIGHT_TYPES
+from ontogeny.kernels.layout import PAGE, PAIR, PANEL, WEIGHT_TYPES
 
 MAX_INT8, MAX_FLOAT16 = 127, 65504.0
 PIECE_SIZE = 1 << 20  # numbers of an embedding that are packed at a time
-POSITIONS_PER_PIECE = 4096  # for which cosines and sines are computed at a time
 
 
 class WeightStorage(NamedTuple):
@@ -119,11 +118,12 @@ class PackedWeights:
         self._storage, self._arrays = STORAGES[weight_type], list[np.ndarray]()
         t = np.zeros(layout.NUM_FIELDS, np.int64)
         self.table = t
-        longest = max(config.context_length, config.width, config.size_of_head)
+        longest = max(-(-config.context_length // PAGE) * PAGE, config.width, config.size_of_head)
         constants = np.array([config.norm_epsilon, 1 / math.sqrt(config.size_of_head)], np.float32)
         t[layout.NUM_LAYERS], t[layout.WIDTH], t[layout.VOCAB_SIZE] = config.num_layers, config.width, config.vocab_size
         t[layout.NUM_HEADS], t[layout.NUM_KV_HEADS] = config.num_heads, config.kv_heads
-        t[layout.HEAD_SIZE], t[layout.MLP_WIDTH] = config.size_of_head, config.mlp_width
+        t[layout.HEAD_SIZE], t[layout.PADDED_SIZE] = config.size_of_head, layout.padded_size(config.size_of_head)
+        t[layout.MLP_WIDTH] = config.mlp_width
         t[layout.IS_LAYER_NORM], t[layout.WEIGHT_TYPE] = config.norm == "layer", WEIGHT_TYPES.index(weight_type)
         t[layout.ACTIVATION] = ACTIVATIONS.index(config.activation)
         layers = [self._pack_layer(number, block) for number, block in enumerate(weights.blocks)]
@@ -132,7 +132,6 @@ class PackedWeights:
         t[layout.EMBEDDING] = self._hold_embedding(weights.embedding)
         t[layout.LM_HEAD] = t[layout.EMBEDDING] if weights.lm_head is None else self._hold_embedding(weights.lm_head)
         self.positions = None if weights.positions is None else np.array(weights.positions, np.float32)
-        t[layout.COSINES], t[layout.SINES] = self._hold_rotations()
         t[layout.CONSTANTS], t[layout.ONES] = self._hold(constants), self._hold(np.ones(longest, np.float32))
         self.num_bytes = sum(array.nbytes for array in self._arrays)
         if self.positions is not None:
@@ -167,19 +166,6 @@ class PackedWeights:
             piece = np.asarray(embedding[first * PANEL : last * PANEL])
             fill_panels(panels[first:last], piece.T, self.weight_type)
         return self._hold(panels)
-
-    def _hold_rotations(self) -> tuple[int, int]:
-        """The cosines and sines [positions, D / 2] of rotary positions."""
-        config, half = self.config, self.config.size_of_head // 2
-        if config.positions != "rotary":
-            return 0, 0
-        speeds = rotation_speeds(config.rope_base, config.size_of_head, config.rope_scaling)
-        cosines, sines = (np.empty((config.context_length, half), np.float32) for _ in range(2))
-        for first in range(0, config.context_length, POSITIONS_PER_PIECE):
-            last = min(first + POSITIONS_PER_PIECE, config.context_length)
-            angles = (np.arange(first, last, dtype=np.float32)[:, None] * speeds).astype(np.float64)
-            cosines[first:last], sines[first:last] = np.cos(angles), np.sin(angles)
-        return self._hold(cosines), self._hold(sines)
 
     def _pack_layer(self, number: int, block: BlockWeights) -> np.ndarray:
         """The entries of the table of layers for one block."""
@@ -229,8 +215,6 @@ def predict_num_bytes(config: TransformerConfig, weights: TransformerWeights, we
             total += storage.num_bytes(embedding.shape[1], embedding.shape[0])
     if weights.positions is not None:
         total += 4 * math.prod(weights.positions.shape)
-    if config.positions == "rotary":
-        total += 4 * config.context_length * config.size_of_head
     return total
 
 

@@ -91,16 +91,16 @@ def project_qkv(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, nor
 def attend(d: np.ndarray, layer: np.ndarray, number: int, counters: int, phase: int, scratch: int) -> None:
     """Attention of all tokens in the layer with this number."""
     first_tokens = integers(d[at.FIRST_TOKENS], d[at.NUM_SEQUENCES] + 1)
-    slots, lengths = integers(d[at.SLOTS], d[at.NUM_SEQUENCES]), integers(d[at.LENGTHS], d[at.NUM_SEQUENCES])
-    caches = integers(d[at.CACHES] + 16 * number, 2)
+    tables, lengths = integers(d[at.PAGE_TABLES], d[at.NUM_SEQUENCES]), integers(d[at.LENGTHS], d[at.NUM_SEQUENCES])
     num_heads = d[at.NUM_KV_HEADS]
     num_pieces = d[at.NUM_SEQUENCES] * num_heads
     piece, completed = take(counters, phase), 0
     while piece < num_pieces:
         sequence, head = piece // num_heads, piece % num_heads
-        first = first_tokens[sequence]
+        first, length = first_tokens[sequence], lengths[sequence]
         count = first_tokens[sequence + 1] - first
-        attend_sequence(d, layer, caches[0], caches[1], slots[sequence], head, first, count, lengths[sequence], scratch)
+        pages = integers(tables[sequence], (length + count + at.PAGE - 1) // at.PAGE)
+        attend_sequence(d, layer, number, pages, head, first, count, length, scratch)
         piece, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 

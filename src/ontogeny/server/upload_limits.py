@@ -53,7 +53,7 @@ def _measure(deployment: Deployment) -> UploadSizes:
     if isinstance(deployment, LanguageDeployment):
         branches, config, length = deployment.branches, deployment.model.config, deployment.engine.max_sequence_length
         branch_state = 0 if branches is None else trees.num_bytes(jax.eval_shape(branches.learner.init))
-        num_activations = 2 * config.num_layers * config.width * length  # keys and values
+        num_activations = 2 * config.num_layers * config.kv_heads * config.size_of_head * length  # keys and values
         return UploadSizes(branch_state, 4 * (num_activations + length + 1), 0)
     agent = deployment.sessions.agent
     observation = NUMBER_LENGTH * math.prod(agent.spec.observation_shape)

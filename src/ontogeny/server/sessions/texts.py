@@ -9,19 +9,18 @@ import asyncio
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
 from ontogeny import trees
-from ontogeny.content.transformer import KVCache, TransformerWeights
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import (
+    CachedLayers,
     FinishOutput,
     GenerationRequest,
     ReceiverClosed,
@@ -234,7 +233,7 @@ class TextSessions(SessionManager[TextSession]):
             cache_scope=(key, continuation.weights_digest),
             cache_epoch=continuation.cache_epoch,
             owner=key,
-            activations=SequenceActivations(before, partial(self._cache, activations), num_cached)
+            activations=SequenceActivations(before, CachedLayers(activations.keys, activations.values))
             if is_current
             else None,
             returns_activations=True,
@@ -249,14 +248,9 @@ class TextSessions(SessionManager[TextSession]):
         answer: dict[str, Any],
     ) -> TextSession:
         """Writes the state of a session after its continuation."""
-        assert isinstance(after.cache, KVCache)
-        keys, values = (
-            tuple(np.asarray(leaf)[0, :, : after.num_cached] for leaf in part)
-            for part in (after.cache.keys, after.cache.values)
-        )
         tokens = np.array(after.tokens[-self._model.config.context_length - 1 :], np.int32)
         num_steps = session.num_steps + len(after.tokens) - len(session.activations.tokens)
-        activations = TextActivations(tokens, keys, values)
+        activations = TextActivations(tokens, *after.layers)
         after_session = TextSession(session.id, num_steps, activations, continuation.weights_digest)
         return self._write_activations(key, after_session, continuation.epoch, continuation.request, answer)
 
@@ -286,17 +280,6 @@ class TextSessions(SessionManager[TextSession]):
             return
         if session.activations.num_cached:
             self._write_state(_without_activations(session))
-
-    def _cache(self, activations: TextActivations) -> KVCache:
-        """Copies activations into a cache of full capacity."""
-
-        def fill(parts: tuple[np.ndarray, ...]) -> tuple[jax.Array, ...]:
-            layers = self._empty_layers(self._engine.max_sequence_length)
-            for layer, part in zip(layers, parts, strict=True):
-                layer[:, : activations.num_cached] = part
-            return tuple(jnp.asarray(layer[None]) for layer in layers)
-
-        return KVCache(fill(activations.keys), fill(activations.values), jnp.zeros(1, jnp.int32))
 
     def _empty_layers(self, num_tokens: int) -> tuple[Float[np.ndarray, "G C D"], ...]:
         """Keys or values of every layer for a number of tokens."""

@@ -1,0 +1,104 @@
+"""Steps of an engine by the kernels of `ontogeny.kernels`: any tokens of any sequences, in one pass over the weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.engine.requests import CachedLayers, SequenceState
+from ontogeny.engine.runners import ALL, LAST, NO_LOGITS
+from ontogeny.errors import BadInput
+from ontogeny.kernels import transformer
+from ontogeny.kernels.cache import PAGE, SequenceCache, page_bytes
+from ontogeny.kernels.packing import pack
+
+MAX_PREFILL_ALONE = 512  # tokens of prompts in a step that decodes nothing
+MAX_PREFILL_BESIDE_DECODE = 128
+
+
+class KernelRunner:
+    """See `runners.Runner`."""
+
+    prefix_chunk = 32
+    shares_any_length = True
+    max_num_seqs = None
+
+    def __init__(self, config: TransformerConfig, max_length: int) -> None:
+        self.config, self.max_length = config, max_length
+        self._workspace = transformer.Workspace()
+
+    def check_batch_invariance(self, weights: TransformerWeights) -> None:
+        """Compile the kernels and compare the logits of a sequence alone with those among others, bit for bit."""
+        num_sequences, num_tokens = 9, min(17, self.max_length)
+        tokens = np.arange(num_tokens) % self.config.vocab_size
+        packed, separate = pack(self.config, weights), SequenceCache(self.config)
+        together = [SequenceCache(self.config) for _ in range(num_sequences)]
+        expected = transformer.extend(packed, [separate], [tokens])
+        if num_tokens > 1:
+            transformer.extend(packed, together, [tokens[:-1]] * num_sequences, NO_LOGITS)
+        computed = transformer.extend(packed, together, [tokens[-1:]] * num_sequences)
+        if any(logits.tobytes() != expected.tobytes() for logits in computed):
+            raise BadInput(
+                "on this machine the bits of an answer depend on the other answers of a step, so the server cannot "
+                "keep its promise of batch invariance"
+            )
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """The pages of a sequence."""
+        return -(-num_tokens // PAGE) * page_bytes(self.config)
+
+    def max_prefill_tokens(self, num_decoded: int) -> int:
+        """See `Runner`."""
+        return MAX_PREFILL_BESIDE_DECODE if num_decoded else MAX_PREFILL_ALONE
+
+    def chunk_size(self, sequence: SequenceState, limit: int) -> int:
+        """See `Runner`."""
+        return min(len(sequence.unprocessed), limit)
+
+    def run(
+        self,
+        weights: TransformerWeights,
+        sequences: Sequence[SequenceState],
+        tokens: Sequence[Sequence[int]],
+        needs: Sequence[str],
+    ) -> list[Float[np.ndarray, "_ V"]]:
+        """See `Runner`."""
+        for sequence in sequences:
+            if sequence.cache is None:
+                sequence.cache = self._create(sequence.layers)
+        caches = [sequence.cache for sequence in sequences]
+        kinds = LAST if all(need == LAST for need in needs) else needs
+        logits = transformer.extend(pack(self.config, weights), caches, tokens, kinds, self._workspace)
+        of_sequences, first = list[np.ndarray](), 0
+        for need, new in zip(needs, tokens, strict=True):
+            count = {LAST: 1, ALL: len(new), NO_LOGITS: 0}[need]
+            of_sequences.append(logits[first : first + count])
+            first += count
+        return of_sequences
+
+    def fork(self, cache: SequenceCache, length: int) -> SequenceCache:
+        """See `Runner`."""
+        return cache.fork(length)
+
+    def share(self, sequence: SequenceState) -> tuple[SequenceCache, Sequence[np.ndarray]]:
+        """See `Runner`. What the pages have of the first tokens never changes."""
+        cache = SequenceCache(self.config, sequence.cache.pages, sequence.cache.length)
+        return cache, cache.pages
+
+    def to_layers(self, sequence: SequenceState, length: int) -> CachedLayers:
+        """See `Runner`."""
+        return CachedLayers(*sequence.cache.to_layers(length))
+
+    def suspend(self, sequence: SequenceState) -> None:
+        """See `Runner`. The pages of a sequence belong to it alone."""
+
+    def release(self, sequence: SequenceState) -> None:
+        """See `Runner`."""
+        sequence.cache = None
+
+    def _create(self, layers: CachedLayers | None) -> SequenceCache:
+        """A new cache, of keys and values that were computed before if there are any."""
+        if layers is None:
+            return SequenceCache(self.config)
+        return SequenceCache.from_layers(self.config, *layers)
