@@ -22,7 +22,7 @@ class KernelRunner:
 
     prefix_chunk = 32
     shares_any_length = True
-    max_num_seqs = None
+    max_num_seqs: int | None = None
 
     def __init__(self, config: TransformerConfig, max_length: int) -> None:
         self.config, self.max_length = config, max_length

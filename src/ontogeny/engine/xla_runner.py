@@ -73,7 +73,7 @@ class XlaRunner:
                     f"{format_bytes(token_bytes * size * max_length)}, more than the limit of "
                     f"{format_bytes(max_bytes)}; bound the context (--max-context) or allow more (--kv-cache-memory)"
                 )
-        self.max_num_seqs = self._max_batches * size
+        self.max_num_seqs: int | None = self._max_batches * size
         self._batches: list[SequenceBatch] = []
         self._empty = init_cache(config, 1, max_length, compute_dtype)
 

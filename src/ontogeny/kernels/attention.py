@@ -12,52 +12,13 @@ from ontogeny.kernels import layout as at
 from ontogeny.kernels.compiling import HAS_WIDE_VECTORS, kernel
 from ontogeny.kernels.elementwise import exponential, normalize, rotate, view
 from ontogeny.kernels.layout import PAGE
-from ontogeny.kernels.primitives import LANES, dot, make_microkernel
+from ontogeny.kernels.primitives import LANES, dot, make_microkernels
 from ontogeny.kernels.reductions import maximum
 
 MAX_QUERIES = 6 if HAS_WIDE_VECTORS else 4  # that are compared with the same keys at a time
 WIDE = 4 if HAS_WIDE_VECTORS else 1  # vectors of a wide microkernel
-_wide_1, _wide_2, _wide_3, _wide_4, _wide_5, _wide_6 = (make_microkernel(n, WIDE) for n in range(1, 7))
-_narrow_1, _narrow_2, _narrow_3, _narrow_4, _narrow_5, _narrow_6 = (make_microkernel(n, 1) for n in range(1, 7))
+_multiply_wide, _multiply_narrow = (make_microkernels(MAX_QUERIES, n, "float32") for n in (WIDE, 1))
 _ZERO, _UNIT = np.float32(0.0), np.float32(1.0)
-
-
-@kernel
-def multiply_wide(
-    num: int, left: int, left_stride: int, right: int, right_stride: int, count: int, out: int, stride: int, more: bool
-) -> None:
-    """out[i, n] = sum over k < count of left[i, k] * right[k, n], for `num` vectors and 16 * `WIDE` columns."""
-    if num == 1:
-        _wide_1(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 2:
-        _wide_2(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 3:
-        _wide_3(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 4:
-        _wide_4(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 5:
-        _wide_5(left, left_stride, right, right_stride, count, out, stride, more)
-    else:
-        _wide_6(left, left_stride, right, right_stride, count, out, stride, more)
-
-
-@kernel
-def multiply_narrow(
-    num: int, left: int, left_stride: int, right: int, right_stride: int, count: int, out: int, stride: int, more: bool
-) -> None:
-    """As `multiply_wide`, for 16 columns."""
-    if num == 1:
-        _narrow_1(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 2:
-        _narrow_2(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 3:
-        _narrow_3(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 4:
-        _narrow_4(left, left_stride, right, right_stride, count, out, stride, more)
-    elif num == 5:
-        _narrow_5(left, left_stride, right, right_stride, count, out, stride, more)
-    else:
-        _narrow_6(left, left_stride, right, right_stride, count, out, stride, more)
 
 
 @kernel
@@ -67,10 +28,10 @@ def multiply_columns(
     """out[i, n] = sum over k < count of left[i, k] * right[k, n], for any multiple of 16 columns."""
     column = 0
     while column + WIDE * LANES <= columns:
-        multiply_wide(num, left, left_stride, right + 4 * column, columns, count, out + 4 * column, stride, more)
+        _multiply_wide(num, left, left_stride, right + 4 * column, columns, count, out + 4 * column, stride, more)
         column += WIDE * LANES
     while column < columns:
-        multiply_narrow(num, left, left_stride, right + 4 * column, columns, count, out + 4 * column, stride, more)
+        _multiply_narrow(num, left, left_stride, right + 4 * column, columns, count, out + 4 * column, stride, more)
         column += LANES
 
 

@@ -117,32 +117,6 @@ def build_product(builder: Any, arguments: Any, num_tokens: int, num_vectors: in
         builder.store(total, pointer(t, v), align=4)
 
 
-def make_microkernel(num_tokens: int, num_vectors: int) -> Any:
-    """Makes the function that computes the product of `build_product` for this number of tokens, in float32."""
-
-    @intrinsic
-    def multiply(
-        typing: Any,
-        inputs: Any,
-        input_stride: Any,
-        weights: Any,
-        weight_stride: Any,
-        num_inputs: Any,
-        outputs: Any,
-        output_stride: Any,
-        continues: Any,
-    ) -> Any:
-        """outputs[t, n] = sum over k of inputs[t, k] * weights[k, n], added to what is there where `continues`."""
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            build_product(builder, arguments, num_tokens, num_vectors, "float32")
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 7, types.boolean), generate
-
-    return multiply
-
-
 def make_microkernels(max_tokens: int, num_vectors: int, weight_type: str) -> Any:
     """Makes the function that computes the product of `build_product` for 1 to `max_tokens` tokens."""
 
