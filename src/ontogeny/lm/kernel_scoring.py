@@ -7,6 +7,7 @@ import numpy as np
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.kernels import transformer
+from ontogeny.kernels.cache import SequenceCache
 from ontogeny.kernels.packing import pack
 
 MAX_TOKENS = 128  # of one step
@@ -33,11 +34,11 @@ def last_token_losses(
     steps = _divide(0, first_scored, MAX_TOKENS)
     scored_steps = _divide(first_scored, num_inputs, max(min(MAX_TOKENS, MAX_LOGITS // config.vocab_size), 1))
     for window, window_losses in zip(windows, losses, strict=True):
-        cache = transformer.init_cache(config, 1, num_inputs)
+        cache = SequenceCache(config)
         for start, end in steps:
-            transformer.extend(packed, cache, [0], [start], [window[start:end]], "none")
+            transformer.extend(packed, [cache], [window[start:end]], "none")
         for start, end in scored_steps:
-            logits = transformer.extend(packed, cache, [0], [start], [window[start:end]], "all")
+            logits = transformer.extend(packed, [cache], [window[start:end]], "all")
             window_losses[start - first_scored : end - first_scored] = _losses(logits, window[start + 1 : end + 1])
     return losses
 
