@@ -189,7 +189,9 @@ def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, 
 @pytest.mark.skipif(not IS_PAGED, reason="XLA does not share generated tokens")
 def test_a_conversation_continues_from_the_cached_answer(engine, weights, prefills):
     prompt, scope = tuple(range(100, 120)), ("anna", "conversation")
-    tokens = [output.token for output in answer(engine, make_request(weights, prompt, 15, GREEDY, cache_scope=scope))[1]]
+    tokens = [
+        output.token for output in answer(engine, make_request(weights, prompt, 15, GREEDY, cache_scope=scope))[1]
+    ]
     longer = make_request(weights, (*prompt, *tokens, 3, 4, 5), 10, GREEDY, num_logprobs=2)
     expected = answer(engine, longer)
     prefills.clear()
@@ -666,7 +668,8 @@ def test_a_lookup_in_the_prefix_cache_agrees_with_a_linear_search(inserted, prom
     cached_prompts = [list(tokens) for owner, tokens in expected if owner == "a"]
     prefix = prefix_cache.lookup(("a", "1"), encode(prompt))
     assert prefix_cache.contains(("a", "1"), encode(prompt)) == (prompt in cached_prompts)
-    lengths = [next((n for n, (x, y) in enumerate(zip(c, prompt)) if x != y), min(len(c), len(prompt))) for c in cached_prompts]
+    equal = [[x == y for x, y in zip(cached, prompt, strict=False)] for cached in cached_prompts]
+    lengths = [[*flags, False].index(False) for flags in equal]
     longest = min(max(lengths, default=0), len(prompt) - 1)
     length = prefix.length if prefix else 0
     if prompt in cached_prompts:
@@ -777,3 +780,36 @@ def test_a_token_has_the_position_of_the_character_in_which_it_begins(parts, len
     for first, token, offset in zip(cuts, tokens, offsets, strict=False):
         if token:  # the character that the first byte belongs to is the last one of the text up to it
             assert offset == start + len(data[: first + 1].decode(errors="replace")) - 1
+
+
+@pytest.mark.skipif(not IS_PAGED, reason="XLA reserves the memory of all slots")
+def test_the_memory_and_the_load_of_an_engine_change_no_bit_of_an_answer(engine, weights):
+    """Sequences wait for memory, give it up for those of another owner, and are processed anew."""
+    requests = [random_request(n, weights)._replace(owner="ab"[n > 20], cache_scope=("a", "1")) for n in range(24)]
+    expected = [answer(engine, request._replace(cache_scope=None)) for request in requests]
+    page_bytes = engine._runner.num_bytes(1)
+    for max_bytes in (page_bytes, 3 * page_bytes, 100 * page_bytes):
+        with started(weights, max_num_seqs=16, kv_cache_bytes=max_bytes) as small_engine:
+            assert answer_all(small_engine, requests) == expected
+            assert not any(s.reserved_bytes for s in small_engine._scheduler.running)
+
+
+@pytest.mark.skipif(not IS_PAGED, reason="XLA reserves the memory of all slots")
+def test_a_request_that_never_fits_into_the_memory_is_refused_with_the_figures(weights):
+    with started(weights, kv_cache_bytes=1000) as engine, pytest.raises(BadInput, match="64 tokens together need 0 MB"):
+        engine.submit(make_request(weights, max_tokens=100), Collector())
+
+
+def test_a_bounded_context_is_that_of_all_requests(weights):
+    with started(weights, max_context=20) as engine:
+        assert engine.max_sequence_length == 20
+        long, short = (make_request(weights, tuple(range(n, 40)), 5, GREEDY, num_logprobs=1) for n in (0, 25))
+        assert answer(engine, long)[1:] == answer(engine, short)[1:]  # the beginning of a long prompt is cut off
+
+
+def test_an_engine_generates_on_the_thread_of_its_caller(engine, weights):
+    inline_engine, collectors = Engine(CONFIG, max_num_seqs=4), [Collector() for _ in range(9)]
+    requests = [random_request(n, weights) for n in range(9)]
+    inline_engine.submit_all(requests, collectors)
+    inline_engine.run()
+    assert [collector.wait() for collector in collectors] == answer_all(engine, requests)

@@ -17,7 +17,7 @@ from ontogeny.cli import main
 from ontogeny.engine import engine
 from ontogeny.engine.text_stream import TextStream
 
-push, sample_token, num_tokens = TextStream.push, engine.sample_token, {}
+push, prepare_draw, num_tokens = TextStream.push, engine._prepare_draw, {}
 
 def broken_push(stream, *tokens):
     num_tokens[stream] = num_tokens.get(stream, 0) + 1
@@ -25,12 +25,12 @@ def broken_push(stream, *tokens):
         raise IndexError("planted")
     return push(stream, *tokens)
 
-def broken_sample(logits, params, position):
-    if params.seed == 13:
+def broken_draw(sequence, logits):
+    if sequence.request.sampling_params.seed == 13:
         raise ZeroDivisionError("planted")
-    return sample_token(logits, params, position)
+    return prepare_draw(sequence, logits)
 
-TextStream.push, engine.sample_token = broken_push, broken_sample
+TextStream.push, engine._prepare_draw = broken_push, broken_draw
 main()
 """
 

@@ -1,5 +1,6 @@
 """The kernels of a CPU: they agree with XLA, and no bit depends on what else is computed in the same step."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from ontogeny import kernels
 from ontogeny.content import transformer as xla
 from ontogeny.content.transformer import TransformerConfig
 from ontogeny.content.transformer_block import RopeScaling
+from ontogeny.engine.runners import TokenDraw
+from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
 
 pytest.importorskip("numba")
+from ontogeny.engine.kernel_sampling import sample_tokens
 from ontogeny.kernels import cache as cache_module
 from ontogeny.kernels import packing, transformer
 from ontogeny.kernels.cache import SequenceCache, page_bytes
@@ -211,6 +215,31 @@ def test_the_exponential_function_is_accurate():
     for x in np.linspace(-86, 86, 1001, dtype=np.float32):
         exact = np.exp(np.float64(x))
         assert abs(exponential(x) - exact) < 2.5e-7 * exact
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 17, 700])
+def test_tokens_are_those_of_the_definition(vocab_size):
+    random, draws, expected = np.random.default_rng(vocab_size), [], []
+    grid = itertools.product((0.0, 0.3, 2.0, 8.0), (0.0, 0.3, 3.0), (1.0, 0.9, 0.2, 1e-9, 0.0), (0, 1, 9, 600))
+    for position, (spread, temperature, top_p, top_k) in enumerate(grid):
+        logits = np.round(spread * random.standard_normal(vocab_size, dtype=np.float32), 1)  # some are equal
+        params = SamplingParams(temperature, top_p, 2**64 - 1 - position, top_k)
+        count, num_top = max(1, vocab_size - position % 3), [None, 0, 5][position % 3]
+        adjusted = np.where(np.arange(count) % 7 == 3, np.float32(-1e30), logits[:count]) if position % 2 else None
+        candidates = logits[:count] if adjusted is None else adjusted
+        draws.append(TokenDraw(logits, count, adjusted, params, position, num_top))
+        token = sample_token(candidates, params, position)
+        expected.append((token, None if num_top is None else compute_logprobs(logits, token, num_top)))
+    sampled = sample_tokens(draws, transformer.Workspace())
+    assert [token for token, _ in sampled] == [token for token, _ in expected]
+    for (_, logprobs), (_, exact) in zip(sampled, expected, strict=True):
+        if exact is not None:
+            assert logprobs is not None and abs(logprobs.logprob - exact.logprob) < 1e-6
+            size = min(vocab_size, len(exact.top_logprobs))
+            pairs = zip(logprobs.top_logprobs[:size], exact.top_logprobs, strict=True)
+            assert all(left[0] == right[0] and abs(left[1] - right[1]) < 1e-6 for left, right in pairs)
+    for draw, expected_draw in zip(draws, sampled, strict=True):
+        assert sample_tokens([draw], transformer.Workspace()) == [expected_draw]
 
 
 def test_packed_weights_exist_as_long_as_the_weights():

@@ -13,7 +13,6 @@ import pytest
 
 import texts
 from ontogeny import trees
-from ontogeny.content.transformer import init_cache
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput, StorageUnavailable
@@ -520,10 +519,9 @@ def test_session_activations_of_deleted_versions_are_dropped(model, texts_of_ses
 def test_erasing_an_example_empties_the_prefix_cache_of_its_key(model, tmp_path):
     deployment = LanguageDeployment("story", model, Store(tmp_path), ServerConfig(online=True))
     number, prefix_cache = deployment.branches.add_example("anna", "anna", TEXTS[0]), deployment.engine.prefix_cache
-    cache = init_cache(deployment.model.config, 1)
     for owner in ("anna", "berta"):
         scope = (owner, deployment.served_weights(owner).digest)
-        prefix_cache.insert(scope, b"\0" * 8, cache, np.zeros(1), 0)
+        prefix_cache.insert(scope, b"\0" * 8, None, [np.zeros(1)], 0)
     deployment.erase_example(journal.find_example(deployment.branches.store, number), "anna")
     assert prefix_cache.lookup(("anna", deployment.digest), b"\0" * 8) is None and len(prefix_cache) == 1
     deployment.sessions.stop()

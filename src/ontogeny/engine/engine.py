@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -28,7 +29,7 @@ from ontogeny.engine.requests import (
     SequenceState,
     TokenOutput,
 )
-from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits, compute_logprobs, sample_token
+from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits
 from ontogeny.engine.scheduler import Scheduler, SequenceChunk, Step
 from ontogeny.errors import BadInput
 from ontogeny.memory import available_bytes, format_bytes
@@ -118,13 +119,9 @@ class Engine:
         self.failure: BaseException | None = None
         self.num_generated_tokens = 0
         self._max_queue, self._compute_dtype = max_queue, compute_dtype
-        self._runner = create_runner(
-            config, self.max_sequence_length, max_num_seqs, kv_cache_bytes, compute_dtype
-        )
+        self._runner = create_runner(config, self.max_sequence_length, max_num_seqs, kv_cache_bytes, compute_dtype)
         self._num_slots = max_num_seqs if self._runner.max_num_seqs is None else self._runner.max_num_seqs
-        max_bytes = kv_cache_bytes
-        if max_bytes is None:
-            max_bytes = int(AVAILABLE_SHARE * (available_bytes() or UNLIMITED))
+        max_bytes = default_cache_bytes() if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = min(MAX_BYTES, int(PREFIX_SHARE * max_bytes))
         self.prefix_cache = PrefixCache(
             self._runner.prefix_chunk, prefix_bytes, any_length=self._runner.shares_any_length
@@ -204,6 +201,22 @@ class Engine:
             self._num_reserved[owner] += num_requests
         return QueueReservation(self, owner, num_requests)
 
+    def check_memory(self, num_tokens: int) -> None:
+        """Check that a prompt and its answer fit into the memory of all requests.
+
+        Args:
+            num_tokens: Of the prompt and the longest possible answer together.
+
+        Raises:
+            BadInput: They do not fit, so that the request would wait for ever.
+        """
+        num_tokens = min(num_tokens, self.max_sequence_length)
+        if (needed := self._runner.num_bytes(num_tokens)) > self.kv_cache_bytes:
+            raise BadInput(
+                f"a prompt and an answer of {num_tokens:,} tokens together need {format_bytes(needed)} of memory for "
+                f"keys and values, and there are {format_bytes(self.kv_cache_bytes)} for all requests"
+            )
+
     def release(self, reservation: QueueReservation) -> None:
         """Give up the places of a reservation; see `QueueReservation.release`."""
         with self._lock:
@@ -270,12 +283,7 @@ class Engine:
                 "the token after it"
             )
         sequence = SequenceState(request, on_output, self.max_sequence_length, epoch)
-        needed = self._runner.num_bytes(sequence.max_length)
-        if needed > self.kv_cache_bytes:
-            raise BadInput(
-                f"a prompt and an answer of {sequence.max_length:,} tokens together need {format_bytes(needed)} of "
-                f"memory for keys and values, and there are {format_bytes(self.kv_cache_bytes)} for all requests"
-            )
+        self.check_memory(sequence.max_length)
         return sequence
 
     def _work(self) -> None:
@@ -333,15 +341,15 @@ class Engine:
             sequence.cache_length += count
             if sequence.unprocessed:
                 self._complete_chunk(sequence, count, logits)
-            if not sequence.unprocessed:
-                self._append_token(sequence, logits[-1])
+        complete = [(s, logits[-1]) for s, logits in zip(sequences, all_logits, strict=True) if not s.unprocessed]
+        self._append_tokens(complete)
         self.num_generated_tokens += sum(sequence.num_generated for sequence in sequences) - num_before
 
     def _complete_chunk(self, sequence: SequenceState, count: int, logits: np.ndarray) -> None:
         """Take note of a processed chunk of a prompt: its log-probabilities, and a new entry of the prefix cache."""
         sequence.unprocessed = sequence.unprocessed[count:]
         if sequence.request.score_prompt and not sequence.is_scored:
-            _score_chunk(sequence, count, logits)
+            self._score_chunk(sequence, count, logits)
             if not sequence.unprocessed:
                 sequence.is_scored = True
                 _send(sequence, sequence.prompt_logprobs)
@@ -358,10 +366,35 @@ class Engine:
             encoded = np.asarray(tokens, np.int32).tobytes()
             self.prefix_cache.insert(sequence.prefix[0], encoded, *shared, sequence.epoch)
 
-    def _append_token(self, sequence: SequenceState, logits: np.ndarray) -> None:
-        """Sample one more token from the logits of the sequence, or finish it; an error fails this sequence alone."""
+    def _score_chunk(self, sequence: SequenceState, count: int, logits: np.ndarray) -> None:
+        """Append the log-probabilities of the prompt's tokens that follow those of a chunk."""
+        prompt, num_top = sequence.request.prompt, sequence.request.num_logprobs or 0
+        if not sequence.prompt_logprobs:
+            sequence.prompt_logprobs.append(TokenLogprobs(prompt[0], None, ()))
+        start, params = sequence.cache_length - count + 1, sequence.request.sampling_params
+        targets = zip(prompt[start : start + count], logits, strict=False)
+        draws = [runners.TokenDraw(of_token, None, None, params, 0, num_top, token) for token, of_token in targets]
+        sequence.prompt_logprobs += [logprobs for _, logprobs in self._runner.sample(draws) if logprobs is not None]
+
+    def _append_tokens(self, sequences: Sequence[tuple[SequenceState, np.ndarray]]) -> None:
+        """Sample one more token of each sequence from its logits, or finish it; an error fails its sequence alone."""
+        draws = list[tuple[SequenceState, runners.TokenDraw]]()
+        for sequence, logits in sequences:
+            with self._failing_alone(sequence):
+                if sequence.num_generated >= sequence.request.max_tokens:
+                    self._complete(sequence, "length", is_cached=True)
+                else:
+                    draws.append((sequence, _prepare_draw(sequence, logits)))
+        sampled = self._runner.sample([draw for _, draw in draws])
+        for (sequence, _), (token, logprobs) in zip(draws, sampled, strict=True):
+            with self._failing_alone(sequence):
+                self._append_token(sequence, token, logprobs)
+
+    @contextmanager
+    def _failing_alone(self, sequence: SequenceState) -> Iterator[None]:
+        """An error in the block fails one sequence."""
         try:
-            self._sample(sequence, logits)
+            yield
         except Exception as error:
             if isinstance(error, ConstraintFailure):  # its message quotes the request, which no log does
                 log.warning("the schema of a request became too complex for the library")
@@ -370,19 +403,9 @@ class Engine:
             sequence.has_failed = True
             self._finish(sequence, "failed")
 
-    def _sample(self, sequence: SequenceState, logits: np.ndarray) -> None:
-        """Sample one more token from the logits of the sequence, or finish it."""
+    def _append_token(self, sequence: SequenceState, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Send a sampled token, and finish the sequence if it is the last one."""
         request = sequence.request
-        if sequence.num_generated >= request.max_tokens:
-            return self._complete(sequence, "length", is_cached=True)
-        candidates = logits[: request.num_candidate_tokens]
-        if request.logit_adjustments is not None:
-            generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
-            candidates = adjust_logits(candidates, request.logit_adjustments, generated, request.end_tokens)
-        token = sample_token(candidates, request.sampling_params, sequence.num_generated)
-        logprobs = None
-        if request.num_logprobs is not None:
-            logprobs = compute_logprobs(logits, token, request.num_logprobs)
         sequence.num_generated += 1
         is_end = token in request.end_tokens
         # Clients that score a prompt rely on one token after it, so they receive the end token too.
@@ -397,9 +420,7 @@ class Engine:
             self._runner.release(sequence)
             sequence.drop_first_half()
 
-    def _complete(
-        self, sequence: SequenceState, reason: str, *, is_cached: bool, end_token: int | None = None
-    ) -> None:
+    def _complete(self, sequence: SequenceState, reason: str, *, is_cached: bool, end_token: int | None = None) -> None:
         """Finishes a complete answer, with its activations if the request asks for them.
 
         Args:
@@ -427,6 +448,11 @@ class Engine:
         _send(sequence, FinishOutput("failed" if sequence.has_failed else reason, activations, end_token))
 
 
+def default_cache_bytes(num_engines: int = 1) -> int:
+    """The memory for keys and values of each of several engines: together half of what is available."""
+    return int(AVAILABLE_SHARE * (available_bytes() or UNLIMITED)) // num_engines
+
+
 def _needed_logits(chunk: SequenceChunk) -> str:
     """The tokens of a chunk after which logits are needed."""
     if chunk.sequence.request.score_prompt and not chunk.sequence.is_scored:
@@ -434,14 +460,17 @@ def _needed_logits(chunk: SequenceChunk) -> str:
     return runners.LAST if chunk.is_final else runners.NO_LOGITS
 
 
-def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -> None:
-    """Append the log-probabilities of the prompt's tokens that follow those of a chunk."""
-    prompt, num_top = sequence.request.prompt, sequence.request.num_logprobs or 0
-    if not sequence.prompt_logprobs:
-        sequence.prompt_logprobs.append(TokenLogprobs(prompt[0], None, ()))
-    start = sequence.cache_length - chunk_size + 1
-    for token, token_logits in zip(prompt[start : start + chunk_size], logits, strict=False):
-        sequence.prompt_logprobs.append(compute_logprobs(token_logits, token, num_top))
+def _prepare_draw(sequence: SequenceState, logits: np.ndarray) -> runners.TokenDraw:
+    """The next token of a sequence, from the logits of the model and the adjustments of the request."""
+    request, adjusted = sequence.request, None
+    if request.logit_adjustments is not None:
+        generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
+        candidates = logits[: request.num_candidate_tokens]
+        adjusted = adjust_logits(candidates, request.logit_adjustments, generated, request.end_tokens)
+    return runners.TokenDraw(
+        logits, request.num_candidate_tokens, adjusted, request.sampling_params, sequence.num_generated,
+        request.num_logprobs,
+    )  # fmt: skip
 
 
 def _send(sequence: SequenceState, output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:

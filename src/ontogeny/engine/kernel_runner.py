@@ -1,4 +1,4 @@
-"""Steps of an engine by the kernels of `ontogeny.kernels`: any tokens of any sequences, in one pass over the weights."""
+"""Steps of an engine by the kernels of `ontogeny.kernels`: any tokens of any sequences, in one pass."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.engine.kernel_sampling import sample_tokens
 from ontogeny.engine.requests import CachedLayers, SequenceState
-from ontogeny.engine.runners import ALL, LAST, NO_LOGITS
+from ontogeny.engine.runners import ALL, LAST, NO_LOGITS, TokenDraw
+from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.kernels import transformer
 from ontogeny.kernels.cache import PAGE, SequenceCache, page_bytes
@@ -15,6 +17,7 @@ from ontogeny.kernels.packing import pack
 
 MAX_PREFILL_ALONE = 512  # tokens of prompts in a step that decodes nothing
 MAX_PREFILL_BESIDE_DECODE = 128
+MAX_LOGITS = 1 << 23  # of one chunk of a scored prompt: 32 MiB
 
 
 class KernelRunner:
@@ -53,7 +56,9 @@ class KernelRunner:
         return MAX_PREFILL_BESIDE_DECODE if num_decoded else MAX_PREFILL_ALONE
 
     def chunk_size(self, sequence: SequenceState, limit: int) -> int:
-        """See `Runner`."""
+        """See `Runner`. The logits of all tokens of a chunk that is scored are in memory at the same time."""
+        if sequence.request.score_prompt and not sequence.is_scored:
+            limit = min(limit, max(MAX_LOGITS // self.config.vocab_size, 1))
         return min(len(sequence.unprocessed), limit)
 
     def run(
@@ -76,6 +81,10 @@ class KernelRunner:
             of_sequences.append(logits[first : first + count])
             first += count
         return of_sequences
+
+    def sample(self, draws: Sequence[TokenDraw]) -> list[tuple[int, TokenLogprobs | None]]:
+        """See `Runner`."""
+        return sample_tokens(draws, self._workspace)
 
     def fork(self, cache: SequenceCache, length: int) -> SequenceCache:
         """See `Runner`."""

@@ -17,7 +17,7 @@ CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weig
 
 
 class CachedLayers(NamedTuple):
-    """Keys and values of the first N tokens of a sequence, as arrays that no engine owns. G heads, D numbers per head."""
+    """Keys and values of the first N tokens of a sequence, as arrays of their own. G heads, D numbers per head."""
 
     keys: tuple[Float[np.ndarray, "G N D"], ...]  # one per layer
     values: tuple[Float[np.ndarray, "G N D"], ...]

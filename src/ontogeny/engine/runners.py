@@ -4,15 +4,38 @@ A runner owns the caches of sequences: it creates, extends, forks and releases w
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.requests import CachedLayers, SequenceState
+from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 
 LAST, ALL, NO_LOGITS = "last", "all", "none"  # the tokens of a chunk after which logits are needed
+
+
+class TokenDraw(NamedTuple):
+    """The next token of a sequence, which is drawn, or which is given and has only to be scored.
+
+    Attributes:
+        logits: Those of the model.
+        num_candidates: Only the tokens below this number are drawn; None for all.
+        adjusted: Logits of the candidates from which the token is drawn instead.
+        params: How it is drawn.
+        position: The number of the token in its answer.
+        num_top: How many of the most probable tokens to list; None for no log-probabilities.
+        token: The token, if it is given.
+    """
+
+    logits: Float[np.ndarray, "V"]
+    num_candidates: int | None
+    adjusted: Float[np.ndarray, "_"] | None
+    params: SamplingParams
+    position: int
+    num_top: int | None
+    token: int | None = None
 
 
 @runtime_checkable
@@ -66,6 +89,10 @@ class Runner(Protocol):
         Returns:
             The logits of each sequence that needs any: those after the last token or after all tokens.
         """
+        ...
+
+    def sample(self, draws: Sequence[TokenDraw]) -> list[tuple[int, TokenLogprobs | None]]:
+        """Draw tokens, and compute log-probabilities where they are needed; see `engine.sampling`."""
         ...
 
     def fork(self, cache: Any, length: int) -> Any:

@@ -16,7 +16,8 @@ from ontogeny.content.transformer import KVCache, TransformerConfig, Transformer
 from ontogeny.engine import programs
 from ontogeny.engine.programs import BatchShape
 from ontogeny.engine.requests import CachedLayers, SequenceState
-from ontogeny.engine.runners import ALL
+from ontogeny.engine.runners import ALL, TokenDraw
+from ontogeny.engine.sampling import TokenLogprobs, compute_logprobs, sample_token
 from ontogeny.errors import BadInput
 from ontogeny.memory import format_bytes
 
@@ -61,11 +62,15 @@ class XlaRunner:
     ) -> None:
         self.config, self.max_length, self._compute_dtype = config, max_length, compute_dtype
         default = programs.default_batch_shape(config)
-        self.shape = shape or default._replace(capacity=max_length, prefill_chunk=min(default.prefill_chunk, max_length))
+        self.shape = shape or default._replace(
+            capacity=max_length, prefill_chunk=min(default.prefill_chunk, max_length)
+        )
         self.prefix_chunk, size = self.shape.prefill_chunk, self.shape.batch_size
         self._max_batches = max(1, max_num_seqs // size)
         if max_bytes is not None:
-            token_bytes = 2 * config.num_layers * config.kv_heads * config.size_of_head * np.dtype(compute_dtype).itemsize
+            token_bytes = (
+                2 * config.num_layers * config.kv_heads * config.size_of_head * np.dtype(compute_dtype).itemsize
+            )
             self._max_batches = min(self._max_batches, max_bytes // (token_bytes * size * max_length))
             if not self._max_batches:
                 raise BadInput(
@@ -109,6 +114,10 @@ class XlaRunner:
                 logits[id(sequence)] = self._prefill(weights, sequence, new, need == ALL)
         return [logits[id(sequence)] for sequence in sequences]
 
+    def sample(self, draws: Sequence[TokenDraw]) -> list[tuple[int, TokenLogprobs | None]]:
+        """See `Runner`."""
+        return [_sample(draw) for draw in draws]
+
     def fork(self, cache: KVCache, length: int) -> SlotCache:
         """See `Runner`. Prefill does not change the arrays of a cache."""
         return SlotCache(cache)
@@ -123,7 +132,10 @@ class XlaRunner:
         """See `Runner`."""
         cache = self._extract(sequence.cache)
         return CachedLayers(
-            *(tuple(np.array(layer[0, :, :length], np.float32) for layer in part) for part in (cache.keys, cache.values))
+            *(
+                tuple(np.array(layer[0, :, :length], np.float32) for layer in part)
+                for part in (cache.keys, cache.values)
+            )
         )
 
     def suspend(self, sequence: SequenceState) -> None:
@@ -177,11 +189,11 @@ class XlaRunner:
         """Gives a sequence a slot, if possible in a batch with the same weights."""
         weights, free = sequence.request.weights, [batch for batch in self._batches if None in batch.slots]
         batch = max(free, key=lambda batch: batch.count(weights), default=None)
-        if (batch is None or not batch.count(weights)[0]) and len(self._batches) < self._max_batches:
-            if batch is None or any(batch.slots):
-                cache = init_cache(self.config, self.shape.batch_size, self.max_length, self._compute_dtype)
-                batch = SequenceBatch(cache, self.shape.batch_size)
-                self._batches.append(batch)
+        is_suitable = batch is not None and (batch.count(weights)[0] or not any(batch.slots))
+        if not is_suitable and len(self._batches) < self._max_batches:
+            cache = init_cache(self.config, self.shape.batch_size, self.max_length, self._compute_dtype)
+            batch = SequenceBatch(cache, self.shape.batch_size)
+            self._batches.append(batch)
         assert batch is not None, "no more sequences run than there are slots"
         place = sequence.cache
         place.slot = batch.slots.index(None)
@@ -209,3 +221,12 @@ class XlaRunner:
 
         keys, values = fill(self._empty.keys, layers.keys), fill(self._empty.values, layers.values)
         return KVCache(keys, values, self._empty.length)
+
+
+def _sample(draw: TokenDraw) -> tuple[int, TokenLogprobs | None]:
+    """Draws one token with NumPy."""
+    token = draw.token
+    if token is None:
+        candidates = draw.logits[: draw.num_candidates] if draw.adjusted is None else draw.adjusted
+        token = sample_token(candidates, draw.params, draw.position)
+    return token, None if draw.num_top is None else compute_logprobs(draw.logits, token, draw.num_top)

@@ -44,8 +44,28 @@ import numpy as np
     LOGITS,  # [logits, V]
     COUNTERS,  # int64 [phases, COUNTER_STRIDE]
     SCRATCH,  # [threads, SCRATCH_SIZE]
+    # Tokens to draw, instead of a step.
+    NUM_SAMPLES,
+    MAX_TOP,
+    SAMPLES,  # int64 [samples, NUM_SAMPLE_FIELDS]
+    SAMPLE_NUMBERS,  # float64 [samples, NUM_SAMPLE_NUMBERS]
+    TOP_TOKENS,  # int64 [samples, MAX_TOP]
+    TOP_LOGPROBS,  # float64 [samples, MAX_TOP]
     NUM_FIELDS,
-) = range(36)
+) = range(42)
+
+(
+    CANDIDATE_LOGITS,  # address
+    NUM_CANDIDATES,
+    MODEL_LOGITS,  # address
+    TOP_K,
+    SAMPLE_SEED,
+    SAMPLE_POSITION,
+    NUM_TOP,  # of the most probable tokens to list; -1 for no log-probabilities
+    SAMPLE_TOKEN,  # the token whose log-probability is computed; -1 to draw it, after which it is here
+    NUM_SAMPLE_FIELDS,
+) = range(9)
+TEMPERATURE, TOP_P, LOGPROB, NUM_SAMPLE_NUMBERS = range(4)
 
 (
     NORM_1_SCALE,

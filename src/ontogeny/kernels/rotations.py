@@ -28,7 +28,8 @@ class RotationTable:
                 stop = max(num_positions, 2 * length)
                 pieces = [self._compute(first) for first in range(length, stop, NUM_POSITIONS)]
                 cosines, sines = (
-                    np.concatenate([part, *new]) for part, new in zip(self._parts, zip(*pieces, strict=True), strict=True)
+                    np.concatenate([part, *new])
+                    for part, new in zip(self._parts, zip(*pieces, strict=True), strict=True)
                 )
                 self._parts = cosines, sines
             return self._parts

@@ -22,6 +22,7 @@ from ontogeny.kernels.primitives import (
     store_shared,
 )
 from ontogeny.kernels.products import add_to_stream, multiply_panel, store, store_activated
+from ontogeny.kernels.sampling import sample_sequences
 
 MAX_SPINS = 4000  # tens of microseconds, after which a waiting thread gives its core to others
 SLEEP_MICROSECONDS = 20
@@ -167,6 +168,9 @@ def run_step(table: int, thread: int) -> None:
         thread: The number of this thread, which determines its part of the scratch memory.
     """
     d = integers(table, at.NUM_FIELDS)
+    if d[at.NUM_SAMPLES]:
+        sample_sequences(d, d[at.SCRATCH] + 4 * thread * d[at.SCRATCH_SIZE])
+        return
     counters = d[at.COUNTERS]
     normalized = d[at.SCRATCH] + 4 * thread * d[at.SCRATCH_SIZE]
     products = normalized + 4 * d[at.NUM_TOKENS] * d[at.WIDTH]

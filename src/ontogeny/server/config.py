@@ -33,6 +33,9 @@ class ServerConfig(FrozenModel):
         allowed_origins: Origin whose pages may use the server, such as https://example.org; repeatable.
         max_num_seqs: Sequences generated at a time per model.
         max_queue: Requests of one key that may wait per model.
+        max_context: Tokens on which an answer can depend at most (default: the context of the model).
+        max_kv_cache_bytes: Memory for keys and values of all requests, per model (default: half of the memory that is
+            available at the start, divided among the models).
         time_limit: Time limit of a request in seconds.
         max_body_bytes: Size limit of a request body in bytes; a state may be as large as an export of the model.
         max_pending_examples: Examples of a key that may wait to be learned, for keys without a limit of their own.
@@ -53,6 +56,8 @@ class ServerConfig(FrozenModel):
     learning_fraction: float = Field(default=0.07, ge=0.01, le=1)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     max_queue: int = Field(default=256, ge=1, le=100_000)
+    max_context: int | None = Field(default=None, ge=2)
+    max_kv_cache_bytes: int | None = Field(default=None, ge=1)
     weight_check_interval: float = Field(default=60.0, ge=0.1, allow_inf_nan=False)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
-from ontogeny.engine.engine import Engine
+from ontogeny.engine.engine import Engine, default_cache_bytes
 from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnavailable
 from ontogeny.lm import online_learner, weight_types
 from ontogeny.lm.model import LanguageModel
@@ -71,7 +71,13 @@ class LanguageDeployment:
     ) -> None:
         self.name, self.model, self.created_at = name, model, int(time.time())
         self.online, self.checkpoint_name = config.online, checkpoint_name
-        self.engine = Engine(model.config, max_num_seqs=config.max_num_seqs, max_queue=config.max_queue)
+        self.engine = Engine(
+            model.config,
+            max_num_seqs=config.max_num_seqs,
+            max_queue=config.max_queue,
+            max_context=config.max_context,
+            kv_cache_bytes=config.max_kv_cache_bytes,
+        )
         self.digest = weight_types.digest(model.weights)
         self._checksum = weight_types.checksum(model.config, model.weights)
         self.learning: str | None = None  # what learns, in words
@@ -259,13 +265,15 @@ class Deployments:
         learning = {folder.resolve() for name, folder in runs if config.online and name not in config.frozen}
         for name, folder in runs:
             learns = config.online and name not in config.frozen
-            own_config = config if learns else config.model_copy(update={"online": False})
             choice = (folder.resolve(), name in config.best)
             if choice not in loaded:
                 loaded[choice] = load_served_model(
                     folder, name in config.best, config.weights, learns=folder.resolve() in learning
                 )
             model, checkpoint_name = loaded[choice]
+            own_config = config.model_copy(update={"online": learns})
+            if own_config.max_kv_cache_bytes is None:
+                own_config = own_config.model_copy(update={"max_kv_cache_bytes": default_cache_bytes(len(runs))})
             if isinstance(model, AgentSession):
                 self.by_name[name] = AgentDeployment(name, model, store, own_config)
             else:

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import LogitAdjustments
-from ontogeny.errors import StorageUnavailable
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.kernels.packing import weight_type_of
 from ontogeny.runs.records import encode_line
 from ontogeny.server.api import candidates, context, errors, protocol, teaching
@@ -161,6 +161,10 @@ async def _prepare(
                 f"context of {engine.max_sequence_length} and the token after it"
             )
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
+        try:
+            engine.check_memory(len(prompt) + batch.max_tokens)
+        except BadInput as error:
+            raise errors.bad_request(str(error), "max_tokens") from None
     num_prompt_tokens, num_sequences = sum(map(len, batch.prompts)), n * len(batch.prompts)
     tokens = context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * num_sequences)
     cleanup.callback(tokens.close)
