@@ -473,15 +473,15 @@ def _prepare_draw(sequence: SequenceState, logits: np.ndarray) -> runners.TokenD
     )  # fmt: skip
 
 
-def _send(sequence: SequenceState, output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
-    """Call back with an output and return the answer. An error of the callback fails its own request only."""
+def _send(sequence: SequenceState, message: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
+    """Call back with a message and return the answer. An error of the callback fails its own request only."""
     try:
-        return sequence.on_output(output)
+        return sequence.on_output(message)
     except ReceiverClosed:
         sequence.is_cancelled = True
     except Exception:
         log.exception("the callback of a request raised an error")
         sequence.has_failed = True
-        if isinstance(output, FinishOutput) and output.finish_reason != "failed":
+        if isinstance(message, FinishOutput) and message.finish_reason != "failed":
             return _send(sequence, FinishOutput("failed"))  # the receiver waits for an end
     return None

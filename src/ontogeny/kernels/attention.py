@@ -60,11 +60,11 @@ def append_keys(
         joined = d[at.QKV] + 4 * (first + token) * stride
         key_head = joined + 4 * (num_heads + head) * size
         prepare_head(d, layer, key_head, position, layer[at.KEY_SCALE], layer[at.KEY_BIAS])
-        key, value = view(key_head, size), view(joined + 4 * (num_heads + num_kv_heads + head) * size, size)
+        new_key, new_value = view(key_head, size), view(joined + 4 * (num_heads + num_kv_heads + head) * size, size)
         keys, values = view(page, size * PAGE), view(page + 4 * (size * PAGE + place * padded), padded)
         for i in range(size):
-            keys[i * PAGE + place] = key[i]
-            values[i] = value[i]
+            keys[i * PAGE + place] = new_key[i]
+            values[i] = new_value[i]
         for i in range(size, padded):
             values[i] = _ZERO
 
