@@ -274,6 +274,14 @@ def test_an_argument_that_is_not_utf_8_is_refused(call_cli, run, option):
         make_tokenizer("bpe").encode("a\udcffb")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("a\udcffb", "is not text in UTF-8"), ("a" * 15, "leaves no space in the model's context")]
+)
+def test_a_prompt_that_cannot_be_continued_is_refused_before_the_first_step(call_cli, text_file, prompt, message):
+    code, _, error = call_cli("lm", "train", str(text_file), *OPTIONS, "--out", "run", "--sample-prompt", prompt)
+    assert code == 2 and message in error and not [*Path().glob("run/checkpoint*")]
+
+
 def test_a_lack_of_memory_is_named_without_words_of_environments_alone(call_cli, monkeypatch, run):
     def fail(*_, **__):
         raise MemoryError
@@ -318,7 +326,7 @@ def test_adapters_are_trained_in_place_of_the_weights(call_cli, tmp_path, text_f
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     monkeypatch.chdir(tmp_path)
     code, _, error = call_cli("lm", "train", str(text_file), "--from", str(folder), *options, "--out", "run")
-    assert code == 0 and "adapters of" in error and "dropout 0.1" in error, error
+    assert code == 0 and "adapters of" in error and "dropout=0.1, adapter_rank=2" in error, error
     tuned = models.load(Path("run"))
 
     def interrupt(state):

@@ -69,6 +69,7 @@ def train(
 
     Example: ontogeny lm train mine.txt --size nano --out runs/mine
     """
+    _check_utf8(*([] if sample_prompt is None else [sample_prompt]))
     configure_jax(device, num_host_devices, one_thread=settings["optimizer"] == "adamw")
     from ontogeny.lm.page import write_page
     from ontogeny.lm.training import train
@@ -110,19 +111,21 @@ class _TrainDisplay:
     def on_start(self, start: "TrainStart") -> None:
         """Print the settings and whether the run is resumed; only from now on the rate counts."""
         self._reading.close()
-        model, optimizer = start.model, start.optimizer
-        trained = (
-            "" if start.num_trained == start.num_parameters else f" (adapters of {start.num_trained:,} are trained)"
-        )
-        dropout = f", dropout {optimizer.dropout:g}" if optimizer.dropout else ""
+        model, all_trained = start.model, start.num_trained == start.num_parameters
+        trained = "" if all_trained else f" (adapters of {start.num_trained:,} are trained)"
         shared.print_note(
             f"{pluralize(start.num_parameters, 'parameter')}{trained}, {pluralize(model.num_layers, 'layer')}, "
             f"{pluralize(model.num_heads, 'head')}, width {model.width}, context {model.context_length}, vocabulary "
-            f"{model.vocab_size}; batch size {optimizer.batch_size}, {optimizer.optimizer}, learning rate "
-            f"{optimizer.learning_rate:g}{dropout}, {pluralize(start.num_steps, 'step')}; {start.num_tokens[0]:,} "
-            f"training tokens, {start.num_tokens[1]:,} held-out tokens, "
+            f"{model.vocab_size}; {start.num_tokens[0]:,} training tokens, {start.num_tokens[1]:,} held-out tokens, "
             f"read in {time.perf_counter() - self._created_at:.1f} s"
         )
+        shared.print_note("settings: " + ", ".join(f"{name}={start.settings[name]}" for name in start.settings))
+        num_prompt_tokens = len(start.tokenizer.encode(self._sample_prompt or ""))
+        if num_prompt_tokens >= model.context_length - 1:
+            raise BadInput(
+                f"--sample-prompt has {num_prompt_tokens:,} tokens, which leaves no space in the model's context of "
+                f"{model.context_length}"
+            )
         if start.overlap:
             shared.print_note(
                 f"{start.overlap:.1%} of the 13-grams of words of the held-out files are in the files that are trained "
@@ -153,6 +156,13 @@ class _TrainDisplay:
             sample = generate(model, [self._sample_prompt], max_tokens=SAMPLE_TOKENS, sampling_params=params)[0]
             text = shared.to_printable(self._sample_prompt + sample.text)
             typer.echo(f"--- sample after step {state.step:,}\n{text}", err=True)
+
+
+def _check_utf8(*arguments: str) -> None:
+    """Raise `BadInput` where the bytes of an argument were not text in UTF-8."""
+    for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise BadInput(f"'{shared.to_printable(argument)}' is not text in UTF-8")
 
 
 def _load(run: Path, best: bool = False, weights: str | None = None) -> "LanguageModel":
@@ -197,9 +207,7 @@ def generate(
 
     model, params = _load(run, best, weights), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
-    for argument in (*prompts, *(stop or ())):
-        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise BadInput(f"'{shared.to_printable(argument)}' is not text in UTF-8")
+    _check_utf8(*prompts, *(stop or ()))
     is_single = len(prompts) * n == 1 and not as_json
     if is_single:
         encode_prompt(model, prompts[0])  # an error is reported before anything is printed

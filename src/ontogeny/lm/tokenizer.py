@@ -208,7 +208,7 @@ class BPETokenizer:
         self.end_name = None if self.end is None else library.id_to_token(self.end)
         self.start_name = self.end_name if start is None else special_tokens.start
         self.prefix = _find_prefix(library)
-        self.end_tokens = frozenset([*ends, *([] if self.end is None else [self.end])])
+        self.end_tokens = frozenset(ends if self.end is None else [*ends, self.end])
         self._is_splittable = _is_splittable(library)
         to_bytes = _byte_level_bytes if _is_byte_level(library) else _sentencepiece_bytes
         self._bytes = [b""] * self.size

@@ -32,7 +32,7 @@ from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.rng import key_from_seed
 from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
-from ontogeny.runs.folder import claim, library_versions
+from ontogeny.runs.folder import RunDescription, claim, library_versions
 from ontogeny.runs.recorder import RunRecorder
 from ontogeny.types import Weights
 from ontogeny.validation import validate
@@ -68,6 +68,8 @@ class TrainStart(NamedTuple):
         num_tokens: Of the training and of the held-out text.
         overlap: The share of the 13-grams of words of held-out files that the training files contain; 0 where it is at
             most `evaluation.MAX_OVERLAP`, and of a split by tails, whose files are in both parts.
+        settings: Of the training, by name; a setting that has no meaning for it is absent.
+        tokenizer: Of the model.
     """
 
     step: int
@@ -77,7 +79,9 @@ class TrainStart(NamedTuple):
     num_tokens: tuple[int, int]
     model: TransformerConfig
     optimizer: OptimizerConfig
-    overlap: float = 0.0
+    overlap: float
+    settings: dict[str, Any]
+    tokenizer: Tokenizer
 
 
 OnTrainProgress = Callable[[TrainProgress], None]
@@ -296,10 +300,7 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callba
         weights, former = resumed
         progress = _Progress(former["step"], former["held_out_loss"], former.get("best_loss"))
     if callbacks.on_start is not None:
-        num_parameters, num_trained = description.details["num_parameters"], trees.num_elements(weights.content)
-        counts = num_parameters, num_trained, (len(texts.training), len(texts.held_out))
-        overlap = description.details.get("overlap", 0.0)
-        callbacks.on_start(TrainStart(progress.step, config.num_steps, *counts, model_config, config, overlap))
+        callbacks.on_start(_describe_start(setting, description, progress.step, trees.num_elements(weights.content)))
     weights = optimization.put_on_shards(weights, num_shards)
     evaluations = {round(config.num_steps * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
     while progress.step < config.num_steps:
@@ -321,6 +322,22 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, callba
             model = LanguageModel(model_config, full_weights, models.read_tokenizer(folder), folder)
             callbacks.on_evaluation(state, model)
     _finish(setting, setting.full_weights(weights.content), progress, recorder)
+
+
+def _describe_start(setting: _Setting, description: RunDescription, step: int, num_trained: int) -> TrainStart:
+    """What a caller receives before the first step."""
+    config, texts, details = setting.config, setting.texts, description.details
+    settings = {
+        name: setting_value
+        for name, setting_value in (description.spec | {"num_steps": config.num_steps}).items()
+        if name in TrainConfig.model_fields and setting_value is not None
+    }
+    if "initial" in description.spec:  # the size is that of the other model
+        settings = {name: settings[name] for name in settings if name not in ("size", "architecture")}
+    num_tokens = len(texts.training), len(texts.held_out)
+    tokenizer, overlap = models.read_tokenizer(setting.folder), details.get("overlap", 0.0)
+    counts = details["num_parameters"], num_trained, num_tokens
+    return TrainStart(step, config.num_steps, *counts, setting.model_config, config, overlap, settings, tokenizer)
 
 
 def _advance(
