@@ -64,6 +64,9 @@ gc.set_threshold(50_000, 10, 10)
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--postgres", action="store_true", help="keep the state of every server in PostgreSQL, which is started"
+    )
+    parser.addoption(
         "--packages", default="", metavar="NAME[,NAME...]",
         help="run only the tests that use optional packages, which must be installed; see the marks in pyproject.toml",
     )  # fmt: skip
@@ -73,6 +76,8 @@ def pytest_collection_modifyitems(config, items):
     """Skip tests whose packages are absent; with `--packages`, keep the tests of these packages and skip none."""
     chosen = {name for name in config.getoption("--packages").split(",") if name}
     deselected = []
+    if config.getoption("--postgres"):
+        deselected = [item for item in items if item.get_closest_marker("sqlite")]
     for item in items:
         needed = {name for mark in item.iter_markers("needs_package") for name in mark.args}
         used = needed.union(*(mark.args for mark in item.iter_markers("uses_package")))
@@ -91,6 +96,29 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of this worker."""
+    from postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen_database(request):
+    """With `--postgres`, the state of every server is kept in PostgreSQL, in one schema for each state folder."""
+    if not request.config.getoption("--postgres"):
+        yield
+        return
+    from ontogeny.server import store
+
+    server = request.getfixturevalue("postgres")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "default_address", server.address_for)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,7 +4,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from ontogeny.server.store import DATABASE
+from ontogeny.server.databases.sqlite import DATABASE
 
 FORMAT_3 = """
 CREATE TABLE keys (

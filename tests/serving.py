@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ import texts
 from ontogeny.lm import model as models
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.training import train
+from ontogeny.server import store
 
 ROOT = Path(__file__).parent.parent
 CONFIG = TrainConfig(
@@ -100,7 +102,9 @@ def optimized_environment() -> dict[str, str]:
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `ontogeny` with these arguments and waits for it to finish."""
     command = [sys.executable, "-m", "ontogeny", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    state_dir = next((folder for option, folder in pairwise(arguments) if option == "--state-dir"), None)
+    variables = {} if state_dir is None else database_variables(Path(state_dir))
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | variables)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -121,6 +125,12 @@ def open_chromium(*arguments: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()
+
+
+def database_variables(state_dir: Path) -> dict[str, str]:
+    """The environment variable that names the database of a state folder, where the tests use PostgreSQL."""
+    address = store.default_address(state_dir)
+    return {} if address is None else {store.DATABASE_URL: address}
 
 
 class LimitedFileSize:
@@ -160,7 +170,7 @@ class ServerProcess:
                 [*command, "--port", str(self.port)],
                 stdout=log,
                 stderr=log,
-                env=optimized_environment() | (environment or {}),
+                env=optimized_environment() | database_variables(state_dir) | (environment or {}),
             )
         if ready:
             wait_until(self._is_ready)

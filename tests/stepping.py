@@ -101,7 +101,7 @@ class SteppedStore(Store):
             yield
 
     def execute(self, query: str, *parameters: Any) -> Any:
-        if getattr(self._thread_local, "connection", None) is None:
+        if not self.database.in_transaction:
             checkpoint()
         return super().execute(query, *parameters)
 

@@ -4,7 +4,9 @@ import ctypes
 import subprocess
 import sys
 
-from ontogeny.server.store import CACHE_SIZE, MAX_CONNECTIONS, Store
+from ontogeny.server.databases.base import MAX_CONNECTIONS
+from ontogeny.server.databases.sqlite import CACHE_SIZE
+from ontogeny.server.store import Store
 
 # Many small blocks are freed between blocks that stay, which glibc alone would keep.
 FRAGMENTED = """

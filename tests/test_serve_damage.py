@@ -16,10 +16,11 @@ import pytest
 from ontogeny.errors import BadInput, ServerFailed, StorageDamaged
 from ontogeny.server import keys, repair
 from ontogeny.server.config import ServerConfig
+from ontogeny.server.databases.sqlite import DATABASE
 from ontogeny.server.deployments import Deployments, LanguageDeployment
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
-from ontogeny.server.store import DATABASE, Store
+from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 from serving import ServerProcess, shared_run, wait_until
 

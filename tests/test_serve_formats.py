@@ -12,10 +12,11 @@ from ontogeny.errors import BadInput
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
 from ontogeny.server import keys
+from ontogeny.server.databases.sqlite import DATABASE
 from ontogeny.server.keys import UsageRecord
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
-from ontogeny.server.store import DATABASE, Store
+from ontogeny.server.store import Store
 from server_formats import FORMAT_3, copy_as_format
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,8 +17,10 @@ import pytest
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
+from ontogeny.server.databases.base import MAX_CONNECTIONS
+from ontogeny.server.databases.sqlite import DATABASE
 from ontogeny.server.learning import branch_changes, journal
-from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
+from ontogeny.server.store import Store
 from serving import LimitedFileSize, ServerProcess, run_command, shared_run, wait_until
 
 pytestmark = [

@@ -17,7 +17,8 @@ import openai
 import pytest
 
 from ontogeny.server import keys
-from ontogeny.server.store import DATABASE, Store
+from ontogeny.server.databases.sqlite import DATABASE
+from ontogeny.server.store import Store
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from serving import ServerProcess, shared_run, wait_until

@@ -53,7 +53,6 @@ def serve(
     config = validate(ServerConfig, settings | {"online": online} | names, "serve")
     named_runs = _name_runs(runs or [], alias or [])
     configure_jax(device, num_host_devices)
-    from ontogeny.runs.folder import locked
     from ontogeny.runs.kinds import require_loadable
     from ontogeny.server import app, process_memory
     from ontogeny.server.deployments import Deployments, check_names
@@ -64,7 +63,7 @@ def serve(
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created
     store = Store(state_dir)
-    with locked(store.folder):
+    with store.lock():
         store.check_integrity()
         deployments = Deployments(named_runs, store, config)
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())

@@ -143,9 +143,10 @@ def authenticate(store: Store, text: str) -> ApiKey | None:
 def add_usage(store: Store, records: Iterable[UsageRecord]) -> None:
     """Adds to the recorded usage in one transaction."""
     query = (
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET num_requests = num_requests + "
-        "excluded.num_requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-        "completion_tokens = completion_tokens + excluded.completion_tokens"
+        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key, deployment, day) DO UPDATE SET "
+        "num_requests = usage.num_requests + excluded.num_requests, "
+        "prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, "
+        "completion_tokens = usage.completion_tokens + excluded.completion_tokens"
     )
     with store.transaction():
         for record in records:

@@ -17,11 +17,11 @@ from ontogeny.server.store import Store
 Quota = Literal["pending_examples", "stored_bytes", "sessions"]
 LIMITS = "max_pending_examples, max_stored_bytes, max_sessions"
 NUM_PENDING = f"""
-SELECT count(*) FROM branches CROSS JOIN examples USING (branch)
+SELECT count(*) FROM branches {{join}} examples USING (branch)
 WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND key = ?
 """
 UPLOADED_STATES = """
-SELECT DISTINCT snapshot FROM branches CROSS JOIN versions INDEXED BY versions_with_snapshot USING (branch)
+SELECT DISTINCT snapshot FROM branches {join} versions {hint} USING (branch)
 WHERE owner_key = ? AND parent IS NULL AND source_branch IS NULL AND snapshot IS NOT NULL
 """
 ADVICE = {
@@ -69,12 +69,13 @@ def get_storage(store: Store, key: str) -> KeyStorage:
     limits = _limits_of(store, key)
     query = "SELECT num_sessions, session_bytes + example_bytes FROM storage WHERE key = ?"
     num_sessions, num_bytes = next(iter(store.execute(query, key)), (0, 0))
-    for file in store.select_values(UPLOADED_STATES, key):
+    join, hint = store.database.ordered_join, store.database.index_hint("versions_with_snapshot")
+    for file in store.select_values(UPLOADED_STATES.format(join=join, hint=hint), key):
         with contextlib.suppress(OSError):  # the server reports a lost snapshot when it needs it
             num_bytes += (store.snapshots / file).stat().st_size
     return KeyStorage(
         key=key,
-        num_pending_examples=store.select_value(NUM_PENDING, key, key),
+        num_pending_examples=store.select_value(NUM_PENDING.format(join=join), key, key),
         num_stored_bytes=num_bytes,
         num_sessions=num_sessions,
         **limits._asdict(),

@@ -11,7 +11,7 @@ from ontogeny.server.learning import journal
 from ontogeny.server.store import Store
 
 ABSENT_BRANCHES = (
-    "SELECT branch FROM (SELECT branch FROM versions UNION SELECT branch FROM examples) "
+    "SELECT branch FROM (SELECT branch FROM versions UNION SELECT branch FROM examples) AS present "
     "WHERE branch NOT IN (SELECT branch FROM branches) ORDER BY branch"
 )
 BRANCHES_WITHOUT_ROOT = (
@@ -27,15 +27,15 @@ ORPHANS = {  # records that mean nothing without those that they refer to
     "AND number = version)",
     "unfinished_erasures": "example NOT IN (SELECT number FROM examples)",
 }
-STORAGE = (
+STORAGE = (  # with the size of a text
     "SELECT key, sum(num_sessions), sum(session_bytes), sum(example_bytes) FROM "
-    "(SELECT key, 0 AS num_sessions, 0 AS session_bytes, "
-    "ifnull(length(CAST(text AS BLOB)) + 1000, 0) AS example_bytes FROM examples "
-    "UNION ALL SELECT key, 1, length(state), 0 FROM sessions) GROUP BY key"
+    "(SELECT key, 0 AS num_sessions, 0 AS session_bytes, coalesce({size} + 1000, 0) AS example_bytes FROM examples "
+    "UNION ALL SELECT key, 1, length(state), 0 FROM sessions) AS parts GROUP BY key"
 )
 WRONG_STORAGE = (
-    f"SELECT key FROM (SELECT * FROM storage EXCEPT {STORAGE}) WHERE num_sessions OR session_bytes OR example_bytes "
-    f"UNION SELECT key FROM ({STORAGE} EXCEPT SELECT * FROM storage)"
+    f"SELECT key FROM (SELECT * FROM storage EXCEPT {STORAGE}) AS surplus "
+    "WHERE num_sessions != 0 OR session_bytes != 0 OR example_bytes != 0 "
+    f"UNION SELECT key FROM ({STORAGE} EXCEPT SELECT * FROM storage) AS missing"
 )
 
 
@@ -56,7 +56,7 @@ def find_broken(store: Store) -> list[BrokenRelation]:
             table: store.select_value(f"SELECT count(*) FROM {table} WHERE {condition}")
             for table, condition in ORPHANS.items()
         }
-        keys = store.select_values(WRONG_STORAGE)
+        keys = _list_wrong_storage(store)
     relearned = "its examples are learned again where its versions cannot be computed"
     broken = [BrokenRelation(f"the branch '{name}'", "its record is lost", relearned) for name in absent]
     broken += [BrokenRelation(f"the branch '{name}'", "version 0 is lost", "the version is added") for name in no_root]
@@ -98,17 +98,25 @@ def mend(store: Store, lost_examples: dict[int, str]) -> list[str]:
         lost = lost_examples | {record[0]: record[1] for record in store.execute(LOST_EXAMPLES)}
         for number, name in sorted(lost.items()):
             # Without a text and deferred, it is not learned; its owner can erase it and what was learned from it.
-            query = "INSERT OR IGNORE INTO examples (number, branch, key, deferred, created_at) VALUES (?, ?, ?, 1, 0)"
+            query = (
+                "INSERT INTO examples (number, branch, key, deferred, created_at) VALUES (?, ?, ?, TRUE, 0) "
+                "ON CONFLICT DO NOTHING"
+            )
             if store.execute(query, number, name, name.rpartition("/")[2]).rowcount > 0:
                 actions.append(f"{name}: example {number} is listed without a text")
         for table, condition in ORPHANS.items():
             if count := store.execute(f"DELETE FROM {table} WHERE {condition}").rowcount:
                 actions.append(f"table {table}: {count} records deleted that referred to absent ones")
-        if store.select_values(WRONG_STORAGE):
+        if _list_wrong_storage(store):
             store.execute("DELETE FROM storage")
-            store.execute(f"INSERT INTO storage {STORAGE}")
+            store.execute("INSERT INTO storage " + STORAGE.format(size=store.database.num_text_bytes))
             actions.append("the storage of all keys counted again")
     return actions
+
+
+def _list_wrong_storage(store: Store) -> list[str]:
+    """The keys of which more or less is stored than their record says."""
+    return store.select_values(WRONG_STORAGE.format(size=store.database.num_text_bytes))
 
 
 def _add_branch(store: Store, name: str) -> str:
@@ -138,6 +146,6 @@ def _add_root(store: Store, name: str) -> None:
     loss = store.select_value(query, digest) or 0.0
     query = (
         "INSERT INTO versions (branch, number, digest, held_out_loss, weight_distance, deleted, created_at) "
-        "VALUES (?, 0, ?, ?, 0, 0, 0)"
+        "VALUES (?, 0, ?, ?, 0, FALSE, 0)"
     )
     store.execute(query, name, digest, loss)

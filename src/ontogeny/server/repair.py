@@ -20,11 +20,12 @@ from ontogeny.runs.files import sync_folder, write_bytes
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
 from ontogeny.server import keys, relations, schema
+from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER, RECOVERED
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.recovery import LOG_SUFFIX, copy_database, recover_database
 from ontogeny.server.states import check_digest, decode_state, read_metadata
-from ontogeny.server.store import DATABASE, OWNER_FILE, OWNER_FOLDER, RECOVERED, Store
+from ontogeny.server.store import Store
 
 MIN_LEFTOVER_AGE = 60.0  # seconds; a younger file may belong to a running server
 MAX_PROBLEMS = 5  # of a damaged database that are named

@@ -1,152 +1,109 @@
-"""The state folder of a server: one SQLite database in WAL mode, and a folder of weight snapshots beside it.
+"""The storage of a server: a database, and a folder of weight snapshots beside it.
 
-A committed transaction is on disk: every commit waits for the disk (`synchronous=FULL`). Erased text is overwritten
-(`secure_delete`) and is removed from the write-ahead log too. Several processes may use one database at a time: the
-server, and commands that run beside it. Every failure of the disk is a `StorageUnavailable`, after which the store can
-be used as before; a database that is damaged is a `StorageDamaged`, and nothing is written to it any more. This module
-does not depend on models or on HTTP.
+The database is SQLite in the state folder, or PostgreSQL (see `databases`); snapshots are files of the state folder.
+Every failure of a disk or a connection is a `StorageUnavailable`, after which the store can be used as before. This
+module does not depend on models or on HTTP.
 """
 
 import contextlib
-import logging
 import os
-import sqlite3
 import threading
-import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import locked
-from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format, refuse_run_folder
-from ontogeny.server import schema
+from ontogeny.runs.formats import refuse_run_folder
+from ontogeny.server.databases.base import Database, QueryResult
+from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER, SQLiteDatabase
 
-DATABASE = "ontogeny.sqlite"
-RECOVERED = f"{DATABASE}.recovered"  # a repair has not yet put it into the place of the damaged database
-OWNER_FILE, OWNER_FOLDER = 0o600, 0o700  # nobody else may read texts, weights and the hashes of keys
-MAX_CONNECTIONS = 8  # each holds file descriptors
-MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
-CACHE_SIZE = 256  # KiB of pages that a connection keeps; the system caches the file once for all of them
-SETTINGS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "secure_delete=ON",
-    f"busy_timeout={int(MAX_WAIT * 1000)}",
-    f"cache_size=-{CACHE_SIZE}",
-)
+DATABASE_URL = "ONTOGENY_DATABASE_URL"  # the environment variable with the address of a PostgreSQL database
 Record = TypeVar("Record")
-log = logging.getLogger(__name__)
-
-
-class QueryResult(list[sqlite3.Row]):
-    """The records that a statement returned.
-
-    Attributes:
-        rowcount: The number of records that the statement changed.
-        lastrowid: The number of the record that it added, if any.
-    """
-
-    def __init__(self, records: Iterable[sqlite3.Row], rowcount: int, lastrowid: int | None) -> None:
-        super().__init__(records)
-        self.rowcount, self.lastrowid = rowcount, lastrowid
 
 
 class Store:
-    """A state folder with its database. All threads share a limited number of connections.
+    """A state folder with its database.
 
     Args:
         folder: The state folder, created unless `create` is false.
         create: Whether an absent database is created.
-        read_only: Whether the database may only be read. One of an earlier format then stays as it is, and the store
-            reads a converted copy in memory; otherwise it is converted.
-
-    Attributes:
-        damage: Why the database cannot be used until it is repaired, or None.
+        read_only: Whether the database may only be read. A SQLite database of an earlier format then stays as it is,
+            and a converted copy in memory is read; otherwise it is converted.
+        database_url: The address of a PostgreSQL database. None for that of the environment variable
+            `ONTOGENY_DATABASE_URL`, or for SQLite in the state folder if there is none.
 
     Raises:
-        BadInput: The folder cannot be used, the database is absent and `create` is false, the file is damaged or of
-            another format that cannot be converted, or it is to be converted while a server works in the folder.
+        BadInput: The folder or the database cannot be used, or the database is absent and `create` is false.
         StorageUnavailable: The disk is full or fails.
     """
 
-    def __init__(self, folder: Path | str, *, create: bool = True, read_only: bool = False) -> None:
+    def __init__(
+        self, folder: Path | str, *, create: bool = True, read_only: bool = False, database_url: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
-        self._path = self.folder / DATABASE
-        self.damage: str | None = None
-        self._file: tuple[int, int] | None = None  # the file that was opened: device and number
-        if not self._path.exists():
+        self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
+        address = database_url or default_address(self.folder)
+        if address is None and not (self.folder / DATABASE).exists():
             if not create:
                 raise BadInput(
                     f"there is no server database in '{self.folder}'; name the state folder with --state-dir"
                 )
             refuse_run_folder(self.folder, "the state of a server")
-        self._thread_local = threading.local()  # the connection of a thread that is in a transaction
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._idle: list[sqlite3.Connection] = []  # connections that no thread uses
-        weakref.finalize(self, _close_connections, self._idle)
-        self._write_lock = threading.Lock()  # so that waiting writers use no connections
-        self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
         try:
             self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
-            self._create_tables(read_only)
+            self.database = self._open(address, create, read_only)
             if not read_only:
                 self.snapshots.mkdir(mode=OWNER_FOLDER, exist_ok=True)
                 self._restrict_access()
-            status = self._path.stat()
-            self._file = status.st_dev, status.st_ino
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
         except StorageDamaged as error:
             raise BadInput(str(error)) from None
 
+    @property
+    def damage(self) -> str | None:
+        """Why the database cannot be used until it is repaired, or None."""
+        return self.database.damage
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left.
+    def lock(self) -> Generator[None]:
+        """Holds the folder and the database for this process, as a server does; raises `BadInput` if another does."""
+        with locked(self.folder), self.database.lock_server():
+            yield
+
+    @contextlib.contextmanager
+    def transaction(self) -> Generator[None]:
+        """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
 
         Raises:
-            StorageUnavailable: The disk is full or fails, or the database stays locked; nothing was changed.
-            StorageDamaged: The database is known to be damaged, or its file is gone.
+            StorageUnavailable: The database cannot be used at present; nothing was changed.
+            StorageDamaged: The database is known to be damaged.
         """
-        if self.damage is not None:
-            raise StorageDamaged(self.damage)
-        self._check_file()
-        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
-        if not self._write_lock.acquire(timeout=MAX_WAIT):
-            raise StorageUnavailable(f"the database '{self._path}' is locked")
-        try:
-            with self._borrowed_connection() as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                self._thread_local.connection = connection
-                try:
-                    yield
-                    connection.execute("COMMIT")
-                finally:
-                    self._thread_local.connection = None
-        finally:
-            self._write_lock.release()
+        with self.database.transaction():
+            yield
 
     @contextlib.contextmanager
-    def read_transaction(self) -> Iterator[None]:
+    def read_transaction(self) -> Generator[None]:
         """Lets all queries of this thread read the same state of the database until the context is left."""
-        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
-        with self._borrowed_connection() as connection:
-            connection.execute("BEGIN")
-            self._thread_local.connection = connection
-            try:
-                yield
-            finally:
-                self._thread_local.connection = None
+        with self.database.read_transaction():
+            yield
 
     def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
         """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
         create: Any = kind
-        # SQLite stores truth values as integers.
-        booleans = [name for name, type_ in kind.__annotations__.items() if type_ is bool]
-        records = [dict(record) for record in self.execute(query, *parameters)]
-        return [create(**(record | {name: bool(record[name]) for name in booleans})) for record in records]
+        annotations = kind.__annotations__
+        records = self.execute(query, *parameters)
+        converters = [_converter(annotations[column]) for column in records.columns]
+        return [
+            create(**{
+                column: field if convert is None or field is None else convert(field)
+                for column, convert, field in zip(records.columns, converters, record, strict=True)
+            })
+            for record in records
+        ]  # fmt: skip
 
     def select_one(self, kind: type[Record], query: str, *parameters: Any) -> Record | None:
         """Runs a query like `select`, and returns the first record, or None."""
@@ -162,9 +119,7 @@ class Store:
 
     def execute(self, query: str, *parameters: Any) -> QueryResult:
         """Runs a statement and returns its whole result; a statement that writes must be in a `transaction`."""
-        with self._borrowed_connection() as connection:
-            cursor = connection.execute(query, parameters)
-            return QueryResult(cursor, cursor.rowcount, cursor.lastrowid)
+        return self.database.execute(query, parameters)
 
     def insert(self, table: str, record: tuple[Any, ...]) -> None:
         """Adds a record whose fields are the columns of a table; must be called in a `transaction`."""
@@ -178,50 +133,20 @@ class Store:
             raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
 
     def check_tables(self) -> None:
-        """Checks that the file of the database is the one that was opened and that all tables can be read from it.
-
-        Only the first record of each table is read, so this is quick.
-
-        Raises:
-            StorageDamaged: The file is absent, replaced or damaged.
-            StorageUnavailable: The disk fails.
-        """
-        self._check_file()
-        # Another connection does not see what present ones have in memory.
-        with self._storage_errors(), self._places, contextlib.closing(self._connect()) as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = {record[0] for record in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if absent := set(schema.TABLES) - tables:
-                raise self._damaged(f"it lacks the tables {', '.join(sorted(absent))}")
-            if version != FORMATS[SERVER_DATABASE]:
-                raise self._damaged(f"its format has changed to {version}")
-            for table in schema.TABLES:
-                connection.execute(f"SELECT 1 FROM {table} NOT INDEXED LIMIT 1").fetchone()
+        """Quickly checks the tables; see `Database.check_tables`."""
+        self.database.check_tables()
 
     def check_integrity(self) -> None:
-        """Reads the whole database; raises `StorageDamaged` if it is damaged or its repair was interrupted."""
-        if (self.folder / RECOVERED).exists():
-            raise self._damaged("its repair was interrupted")
-        self.check_tables()
-        problem = self.select_value("PRAGMA quick_check(1)")
-        if problem != "ok":
-            raise self._damaged(problem)
+        """Checks the database before a server uses it; raises `StorageDamaged` if it is damaged."""
+        self.database.check_integrity()
 
     def truncate_log(self) -> bool:
-        """Empties the write-ahead log, which may still hold overwritten text.
-
-        Returns:
-            False if the log stays, on a full disk or while another thread or process reads.
-        """
-        try:
-            return not self.select_value("PRAGMA wal_checkpoint(TRUNCATE)")
-        except StorageUnavailable as error:
-            log.warning("the write-ahead log cannot be emptied at present: %s", error)
-            return False
+        """Removes overwritten text from the database's own log; returns False if that must be tried again later."""
+        return self.database.truncate_log()
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""
-        _close_connections(self._idle)
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -229,86 +154,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _borrowed_connection(self) -> Generator[sqlite3.Connection]:
-        """The connection of the transaction of this thread, or one that this thread uses alone."""
-        connection: sqlite3.Connection | None = getattr(self._thread_local, "connection", None)
-        with self._storage_errors():
-            if connection is not None:
-                yield connection
-                return
-            with self._places:
-                connection = self._take_connection()
-                try:
-                    yield connection
-                finally:
-                    self._give_back(connection)
+    def _open(self, address: str | None, create: bool, read_only: bool) -> Database:
+        """Opens the database."""
+        if address is None:
+            return SQLiteDatabase(self.folder, self.snapshots, read_only=read_only)
+        from ontogeny.server.databases.postgres import PostgresDatabase
 
-    def _take_connection(self) -> sqlite3.Connection:
-        """Takes an idle connection, or opens one."""
-        try:
-            return self._idle.pop()  # without a test before, since other threads take connections meanwhile
-        except IndexError:
-            return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        """Opens a connection."""
-        connection = sqlite3.connect(self._path, timeout=MAX_WAIT, isolation_level=None, check_same_thread=False)
-        try:
-            connection.row_factory = sqlite3.Row
-            for setting in SETTINGS:
-                connection.execute(f"PRAGMA {setting}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        """Makes a connection idle, without the remains of a failed transaction; closes it where that is impossible."""
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            connection.close()
-        else:
-            self._idle.append(connection)
-
-    @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
-        """Converts the errors of SQLite that are no mistakes in a statement to `StorageUnavailable`."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise self._damaged(str(error)) from error
-            if not isinstance(error, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR:
-                raise
-            raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error}") from error
-
-    def _damaged(self, reason: str) -> StorageDamaged:
-        """Notes that the database is damaged and returns the error that says so."""
-        if self.damage is None:
-            self.damage = (
-                f"'{self._path}' is damaged or is not a database of ontogeny: {' '.join(reason.split())}; "
-                f"`ontogeny deployments check --state-dir {self.folder}` finds what can be repaired"
-            )
-        return StorageDamaged(self.damage)
-
-    def _check_file(self) -> None:
-        """Raises `StorageDamaged` if the file was removed or replaced: what is written to the old one would be lost."""
-        if self._file is None:
-            return
-        try:
-            status = self._path.stat()
-            if (status.st_dev, status.st_ino) != self._file:
-                raise self._damaged("the file was replaced by another one while it was in use")
-            if not status.st_size:  # SQLite would delete the write-ahead log
-                raise self._damaged("the file was emptied while it was in use")
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._damaged("the file was removed while it was in use") from None
-        except OSError as error:
-            raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error.strerror}") from None
+        return PostgresDatabase(address, create=create, read_only=read_only)
 
     def _restrict_access(self) -> None:
         """Takes the permissions of others away from files that an earlier version has written.
@@ -320,57 +172,21 @@ class Store:
                 if (mode := path.stat().st_mode) & 0o077:
                     path.chmod(mode & OWNER_FOLDER)
 
-    def _read_format(self, access: str) -> int:
-        """Reads the format number of the database; `access` is a parameter of SQLite's file addresses."""
-        address = f"{self._path.absolute().as_uri()}?{access}"
-        with self._storage_errors(), contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
-            return int(reader.execute("PRAGMA user_version").fetchone()[0])
 
-    def _create_tables(self, read_only: bool) -> None:
-        """Creates the tables of a new database; checks the format of an existing one, and converts it if necessary."""
-        if self._path.exists() and self._path.stat().st_size:
-            has_log = self._path.with_name(f"{DATABASE}-wal").exists()
-            # A database without a write-ahead log is read in a way that creates no files.
-            version = self._read_format("mode=ro" if has_log else "immutable=1")
-            if version in schema.CONVERSIONS:
-                return self._open_converted_copy(version) if read_only else self._convert()
-            if version:
-                return check_format(self._path, SERVER_DATABASE, version)
-        if self.snapshots.is_dir() and any(self.snapshots.iterdir()):  # a new database would leave them without owners
-            raise self._damaged("the file is empty or absent, but there are snapshots")
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, OWNER_FILE))  # SQLite creates its other files alike
-        with self.transaction():
-            if not self.select_value("PRAGMA user_version"):
-                with self._borrowed_connection() as connection:
-                    schema.create_tables(connection)
-
-    def _convert(self) -> None:
-        """Converts the database in place; a server of an earlier version that works in the folder prevents it."""
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(self.folder))
-            except BadInput as error:
-                text = f"'{self._path}' has an earlier format and can be converted only while no server runs: {error}"
-                raise BadInput(text) from None
-            stack.enter_context(self.transaction())
-            version = self.select_value("PRAGMA user_version")
-            if version in schema.CONVERSIONS:  # another process may have converted it
-                schema.convert_tables(stack.enter_context(self._borrowed_connection()), version)
-        self.truncate_log()
-
-    def _open_converted_copy(self, version: int) -> None:
-        """Makes a converted copy in memory the only connection."""
-        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        copy.row_factory = sqlite3.Row
-        with self._borrowed_connection() as connection:
-            connection.backup(copy)
-        self.close()
-        schema.convert_tables(copy, version)
-        self._idle.append(copy)
+def default_address(folder: Path) -> str | None:
+    """The address of the database of every state folder, from the environment; None for SQLite."""
+    return os.environ.get(DATABASE_URL) or None
 
 
-def _close_connections(connections: list[sqlite3.Connection]) -> None:
-    """Closes and removes connections."""
-    with contextlib.suppress(IndexError):
-        while True:
-            connections.pop().close()
+def _converter(annotation: Any) -> Callable[[Any], Any] | None:
+    """The function for the values of a column whose type differs between databases, or None.
+
+    SQLite stores truth values as integers, and PostgreSQL stores texts that may contain any character as bytes.
+    """
+    types = get_args(annotation) or (annotation,)
+    return bool if bool in types else _decode if str in types else None
+
+
+def _decode(stored: str | bytes) -> str:
+    """The text of a column."""
+    return stored if isinstance(stored, str) else bytes(stored).decode()

@@ -4,7 +4,6 @@ A rollback makes another version current. Erasing an example rolls the branch ba
 learner replay the later examples without it. Each change is one transaction and increases the `epoch` of the branch.
 """
 
-import json
 import time
 from collections.abc import Iterable
 
@@ -191,9 +190,9 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
         parents[version] = parent
         if example == number or parent in affected:
             affected.add(version)
-    numbers = "SELECT value FROM json_each(?)"
-    query = f"UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number IN ({numbers})"
-    store.execute(query, branch, json.dumps(sorted(affected)))
+    for version in sorted(affected):
+        query = "UPDATE versions SET deleted = TRUE, snapshot = NULL WHERE branch = ? AND number = ?"
+        store.execute(query, branch, version)
     state = journal.get_branch(store, branch)
     current, last_decided = state.current_version, state.last_decided
     reason = "it was not part of the current version"
@@ -202,7 +201,7 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
         last_decided, parent = number, parents[current]
         if parent is None:  # an uploaded version: the branch's own examples that were part of it count again
             inherited = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
-            query = f"UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN ({inherited})"
+            query = f"UPDATE examples SET deferred = FALSE WHERE branch = ? AND number IN ({inherited})"
             store.execute(query, branch, branch, current)
             last_decided = 0
         reason = f"the examples after number {last_decided} are learned again"
@@ -215,7 +214,7 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
 def _set_current(store: Store, version: BranchVersion) -> None:
     """Makes a version current: every example so far counts as decided, and those outside the version are deferred."""
     branch = version.branch
-    for deferred, condition in ((1, "NOT deferred AND number NOT IN"), (0, "deferred AND number IN")):
+    for deferred, condition in ((True, "NOT deferred AND number NOT IN"), (False, "deferred AND number IN")):
         query = f"UPDATE examples SET deferred = ? WHERE branch = ? AND {condition} (SELECT example FROM path)"
         store.execute(PATH + query, branch, version.number, branch, deferred, branch)
     newest = store.select_value("SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)

@@ -112,7 +112,7 @@ def open_branch(
         with store.transaction():
             branch = _find_branch(store, name)  # another thread may have created it
             if branch is None:
-                query = "SELECT coalesce(max(frozen), 0) FROM branches WHERE deployment = ?"
+                query = "SELECT 1 FROM branches WHERE deployment = ? AND frozen LIMIT 1"
                 frozen = store.select_value(query, deployment)  # a new branch is frozen if the others are
                 branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
                 store.insert("branches", branch)
@@ -167,8 +167,8 @@ def add_example(store: Store, branch: str, key: str, text: str, request: Request
         state = get_branch(store, branch)
         if state.frozen:
             return None
-        query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?)"
-        number = store.execute(query, branch, key, text, time.time()).lastrowid
+        query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?) RETURNING number"
+        number: int = store.select_value(query, branch, key, store.database.encode_text(text), time.time())
         quotas.check(store, key, "pending_examples", "stored_bytes")
         if request is not None:
             repeats.add_record(store, key, request, number)
@@ -385,7 +385,8 @@ def forget_surplus_snapshots(store: Store, newest: BranchVersion, max_snapshots:
         max_snapshots: How many are kept, beside that of the current version.
     """
     query = (
-        "SELECT versions.* FROM branches CROSS JOIN versions INDEXED BY versions_with_snapshot USING (branch) "
+        f"SELECT versions.* FROM branches {store.database.ordered_join} versions "
+        f"{store.database.index_hint('versions_with_snapshot')} USING (branch) "
         "WHERE branch = ? AND snapshot IS NOT NULL AND "
         "(parent IS NOT NULL OR source_branch IS NOT NULL) AND number != current_version AND number != ? "
         "ORDER BY number DESC"
@@ -404,8 +405,8 @@ def forget_snapshot(store: Store, version: BranchVersion) -> None:
 
 def list_snapshots(store: Store) -> set[str]:
     """Returns the files that hold versions."""
-    query = "SELECT DISTINCT snapshot FROM versions INDEXED BY versions_with_snapshot WHERE snapshot IS NOT NULL"
-    return set(store.select_values(query))
+    hint = store.database.index_hint("versions_with_snapshot")
+    return set(store.select_values(f"SELECT DISTINCT snapshot FROM versions {hint} WHERE snapshot IS NOT NULL"))
 
 
 def describe_version(store: Store, version: BranchVersion) -> str:

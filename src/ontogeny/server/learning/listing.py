@@ -26,8 +26,8 @@ class PageRequest(NamedTuple):
     def query(self) -> str:
         """The end of a query that returns the page and one entry more; its parameters are `parameters`."""
         if self.is_descending:
-            return "(? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?"
-        return "(? IS NULL OR number > ?) ORDER BY number LIMIT ?"
+            return "(CAST(? AS BIGINT) IS NULL OR number < ?) ORDER BY number DESC LIMIT ?"
+        return "(CAST(? AS BIGINT) IS NULL OR number > ?) ORDER BY number LIMIT ?"
 
     @property
     def parameters(self) -> tuple[int | None, ...]:
@@ -98,8 +98,8 @@ def list_versions_of_branch(store: Store, branch: str, page: PageRequest) -> tup
 def num_pending_of_deployment(store: Store, deployment: str) -> int:
     """The number of undecided examples in all branches of a deployment."""
     query = (
-        "SELECT count(*) FROM branches CROSS JOIN examples ON examples.branch = branches.branch "
-        f"AND examples.number > last_decided AND {UNDECIDED} WHERE deployment = ?"
+        f"SELECT count(*) FROM branches {store.database.ordered_join} examples USING (branch) "
+        f"WHERE deployment = ? AND number > last_decided AND {UNDECIDED}"
     )
     return store.select_value(query, deployment)
 

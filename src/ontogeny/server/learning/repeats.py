@@ -30,6 +30,9 @@ class LearnedRequest(NamedTuple):
     example: int | None  # None if the text held nothing new
 
 
+COLUMNS = ", ".join(LearnedRequest._fields)
+
+
 def find_record(store: Store, key: str, request: RequestIdentity) -> LearnedRequest | None:
     """Returns the record of an earlier request that this one repeats, or None.
 
@@ -41,13 +44,14 @@ def find_record(store: Store, key: str, request: RequestIdentity) -> LearnedRequ
     """
     current_time = time.time()
     if request.idempotency_key is not None:
-        query = "SELECT * FROM learned_requests WHERE key = ? AND idempotency_key = ? AND expires_at > ?"
+        query = f"SELECT {COLUMNS} FROM learned_requests WHERE key = ? AND idempotency_key = ? AND expires_at > ?"
         record = store.select_one(LearnedRequest, query, key, request.idempotency_key, current_time)
         if record is not None and record.digest not in (None, request.digest):
             raise IdempotencyKeyReused
         return record
     query = (
-        "SELECT * FROM learned_requests WHERE key = ? AND digest = ? AND idempotency_key IS NULL AND expires_at > ? "
+        f"SELECT {COLUMNS} FROM learned_requests WHERE key = ? AND digest = ? AND idempotency_key IS NULL "
+        "AND expires_at > ? "
         "AND (? > 0 OR (num_retries > 0 AND received_at >= ?)) ORDER BY received_at DESC LIMIT 1"
     )
     return store.select_one(

@@ -270,11 +270,11 @@ class TextSessions(SessionManager[TextSession]):
 
     def _drop_if_deleted(self, id: str) -> None:
         """Deletes the activations of a session whose weights are those of a deleted version."""
-        record = next(iter(self._store.execute("SELECT state FROM sessions WHERE id = ?", id)), None)
+        state = self._store.select_value("SELECT state FROM sessions WHERE id = ?", id)
         try:
-            if record is None or read_metadata(record["state"], STATE)["weights_digest"] not in self._deleted_digests:
+            if state is None or read_metadata(state, STATE)["weights_digest"] not in self._deleted_digests:
                 return
-            session = self._decode(id, record["state"])
+            session = self._decode(id, state)
         except (BadInput, KeyError) as error:  # the session cannot be continued either
             log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
             return

@@ -1,0 +1,1 @@
+"""The databases that can hold the state of a server: SQLite in the state folder, or PostgreSQL."""

@@ -1,0 +1,113 @@
+"""What a database offers to `server.store.Store`, which adds typed queries and the snapshots of weights.
+
+Queries are one text for all databases: standard SQL with `?` for parameters. Where the databases differ, a query is
+composed of the attributes of `Database`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ontogeny.errors import StorageDamaged
+
+MAX_CONNECTIONS = 8  # of one process
+MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
+
+
+class QueryResult(list[tuple[Any, ...]]):
+    """The records that a statement returned.
+
+    Attributes:
+        columns: The names of the columns.
+        rowcount: The number of records that the statement changed.
+    """
+
+    def __init__(self, records: Sequence[tuple[Any, ...]], columns: Sequence[str], rowcount: int) -> None:
+        super().__init__(records)
+        self.columns, self.rowcount = columns, rowcount
+
+
+class Database(ABC):
+    """The records of a server. All threads share a limited number of connections.
+
+    Attributes:
+        label: The words with which messages name the database; no password is part of it.
+        damage: Why the database cannot be used until it is repaired, or None.
+        has_file: Whether the database is a file of the state folder, which `ontogeny deployments repair` can mend.
+        ordered_join: A join that reads the left table first, because SQLite has no statistics to choose by.
+        num_text_bytes: An expression for the size of the text of an example.
+    """
+
+    label: str
+    damage: str | None = None
+    has_file: bool
+    ordered_join: str
+    num_text_bytes: str
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
+
+        Raises:
+            StorageUnavailable: The database cannot be used at present; nothing was changed.
+            StorageDamaged: The database is known to be damaged.
+        """
+
+    @abstractmethod
+    def read_transaction(self) -> AbstractContextManager[None]:
+        """Lets all queries of this thread read the same state of the database until the context is left."""
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether this thread is in one of the two contexts."""
+
+    @abstractmethod
+    def execute(self, query: str, parameters: Sequence[Any]) -> QueryResult:
+        """Runs a statement and reads all of its results; a statement that writes must be in a `transaction`."""
+
+    @abstractmethod
+    def index_hint(self, index: str) -> str:
+        """The clause that makes a query use this index, or an empty text."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> str | bytes:
+        """Converts the text of an example, which may contain any character, to the type of its column."""
+
+    @abstractmethod
+    def check_tables(self) -> None:
+        """Quickly checks that all tables can be read and have the current format.
+
+        Raises:
+            StorageDamaged: Tables are absent or damaged, or another program has changed their format.
+            StorageUnavailable: The database cannot be used at present.
+        """
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Checks the database before a server uses it, as thoroughly as can be done at every start."""
+
+    @abstractmethod
+    def truncate_log(self) -> bool:
+        """Removes overwritten text from the database's own log; returns False if that must be tried again later."""
+
+    @abstractmethod
+    def lock_server(self) -> AbstractContextManager[None]:
+        """Excludes other servers from this database; raises `BadInput` if one uses it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes all connections that no thread uses."""
+
+    def note_damage(self, reason: str, advice: str = "") -> StorageDamaged:
+        """Remembers that the database is damaged, so that nothing more is written, and returns the error to raise.
+
+        Args:
+            reason: What is wrong.
+            advice: A further clause of the sentence.
+        """
+        if self.damage is None:
+            text = f"{self.label} is damaged or is not a database of ontogeny: {' '.join(reason.split())}"
+            self.damage = f"{text}; {advice}" if advice else text
+        return StorageDamaged(self.damage)

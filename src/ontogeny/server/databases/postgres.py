@@ -1,0 +1,256 @@
+"""PostgreSQL, through SQLAlchemy and psycopg 3.
+
+A transaction is durable when it is committed (`synchronous_commit=on`). As in SQLite, one transaction writes at a time:
+each takes an advisory lock first. Each start of a server has a number; a server whose number is not the last one any
+more has lost the database to another server and writes nothing. Every failure of the connection is a
+`StorageUnavailable`, after which the database can be used as before.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, exc
+
+from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
+from ontogeny.server import migrations, schema
+from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult
+
+WRITER, SERVER = 0x6F6E7401, 0x6F6E7402  # classes of advisory locks
+CONNECTION_SETTINGS = {
+    "connect_timeout": 5,  # seconds
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds until data that nobody confirms end the connection
+    "application_name": "ontogeny",
+}
+SESSION = (
+    "SET synchronous_commit = on",
+    f"SET lock_timeout = {int(MAX_WAIT * 1000)}",
+    f"SET idle_in_transaction_session_timeout = {int(MAX_WAIT * 1000)}",
+)
+log = logging.getLogger(__name__)
+
+
+@cache
+def _translate(query: str) -> str:
+    """A query with the parameters of psycopg."""
+    return query.replace("%", "%%").replace("?", "%s")
+
+
+def _to_parameter(parameter: Any) -> Any:
+    """A text without the character that PostgreSQL cannot store; no name or id that is stored contains it."""
+    return parameter.replace("\0", "\ufffd") if isinstance(parameter, str) else parameter
+
+
+class PostgresDatabase(Database):
+    """A database of a PostgreSQL server, in the first schema of its search path.
+
+    Args:
+        address: `postgresql://USER@HOST/DATABASE`, with or without a password.
+        create: Whether absent tables are created.
+        read_only: Whether the database may only be read; otherwise tables of an earlier format are upgraded.
+
+    Raises:
+        BadInput: The address is malformed, the database cannot be reached, or its tables are absent or newer.
+    """
+
+    has_file = False
+    ordered_join = "JOIN"
+    num_text_bytes = "octet_length(text)"
+
+    def __init__(self, address: str, *, create: bool, read_only: bool) -> None:
+        try:
+            url = sqlalchemy.make_url(address)
+        except exc.ArgumentError:
+            raise BadInput("the address of the database must have the form postgresql://USER@HOST/DATABASE") from None
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            raise BadInput(f"the address of the database must begin with postgresql://, not {url.drivername}://")
+        url = url.set(drivername="postgresql+psycopg")
+        self.label = f"the database '{url.set(drivername='postgresql').render_as_string(hide_password=True)}'"
+        self._engine = sqlalchemy.create_engine(
+            url, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
+            connect_args=CONNECTION_SETTINGS, isolation_level="AUTOCOMMIT",
+        )  # fmt: skip
+        sqlalchemy.event.listen(self._engine, "connect", _prepare_session)
+        self._thread_local = threading.local()  # the connection of a thread that is in a transaction
+        self._write_lock = threading.Lock()  # so that waiting writers use no connections
+        self._start_number: int | None = None  # of this server
+        try:
+            self._open_tables(create, read_only)
+        except StorageUnavailable as error:
+            raise BadInput(str(error)) from None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Opens an atomic write; see `Database`."""
+        if self.damage is not None:
+            raise StorageDamaged(self.damage)
+        assert not self.in_transaction, "a transaction cannot contain another one"
+        if not self._write_lock.acquire(timeout=MAX_WAIT):
+            raise StorageUnavailable(f"{self.label} is locked")
+        try:
+            with self._open_transaction("BEGIN") as connection:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER}, hashtext(current_schema()))")
+                self._check_start(connection)
+                yield
+        finally:
+            self._write_lock.release()
+
+    @contextlib.contextmanager
+    def read_transaction(self) -> Iterator[None]:
+        """Lets all queries read the same state; see `Database`."""
+        assert not self.in_transaction, "a transaction cannot contain another one"
+        with self._open_transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+            yield
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a transaction."""
+        return getattr(self._thread_local, "connection", None) is not None
+
+    def execute(self, query: str, parameters: Sequence[Any]) -> QueryResult:
+        """Runs a statement; see `Database`."""
+        with self._storage_errors(), contextlib.ExitStack() as stack:
+            connection = getattr(self._thread_local, "connection", None)
+            if connection is None:
+                connection = stack.enter_context(self._connect())
+            answer = connection.exec_driver_sql(_translate(query), tuple(map(_to_parameter, parameters)))
+            if not answer.returns_rows:
+                return QueryResult([], [], answer.rowcount)
+            return QueryResult([tuple(record) for record in answer], list(answer.keys()), answer.rowcount)
+
+    def index_hint(self, index: str) -> str:
+        """Nothing: PostgreSQL chooses by its statistics."""
+        return ""
+
+    def encode_text(self, text: str) -> bytes:
+        """The text in UTF-8, because PostgreSQL's own texts cannot contain the character of code 0."""
+        return text.encode()
+
+    def check_tables(self) -> None:
+        """Checks that all tables exist and have the current format; see `Database`."""
+        try:
+            with self._storage_errors(), self._connect() as connection:
+                number = migrations.read_format(connection)
+                for table in schema.TABLES:
+                    connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1")
+                self._check_start(connection)
+        except exc.ProgrammingError as error:
+            raise self.note_damage(_first_line(error)) from None
+        if number != migrations.current_format():
+            raise self.note_damage(f"the format of its tables has changed to {number}")
+
+    def check_integrity(self) -> None:
+        """Checks the tables; PostgreSQL checks its files itself."""
+        self.check_tables()
+
+    def truncate_log(self) -> bool:
+        """Does nothing: what PostgreSQL's log keeps is decided by the operator; see the how-to on PostgreSQL."""
+        return True
+
+    @contextlib.contextmanager
+    def lock_server(self) -> Generator[None]:
+        """Holds the lock of servers in a connection of its own, and takes a new number."""
+        with self._storage_errors(), self._engine.connect() as connection:
+            query = f"SELECT pg_try_advisory_lock({SERVER}, hashtext(current_schema()))"
+            if not connection.exec_driver_sql(query).scalar():
+                raise BadInput(f"another server uses {self.label}")
+            query = "UPDATE server_starts SET number = number + 1 RETURNING number"
+            self._start_number = connection.exec_driver_sql(query).scalar()
+            connection.detach()  # the lock ends with the connection, which no other thread may use
+            try:
+                yield
+            finally:
+                self._start_number = None
+
+    def close(self) -> None:
+        """Closes all connections that no thread uses."""
+        self._engine.dispose()
+
+    def _open_tables(self, create: bool, read_only: bool) -> None:
+        """Creates or upgrades the tables, or checks that they are there."""
+        with self._storage_errors(), self._connect() as connection:
+            migrations.check_format(connection, self.label)
+            number = migrations.read_format(connection)
+        if number == migrations.current_format():
+            return
+        if number is None and not create:
+            raise BadInput(f"{self.label} holds no tables of a server; `ontogeny serve` or `keys create` creates them")
+        if read_only:
+            raise BadInput(f"{self.label} has tables of format {number}; start the server once to upgrade them")
+        with self.transaction():
+            connection = self._thread_local.connection
+            if migrations.read_format(connection) == number:  # otherwise another process was faster
+                migrations.upgrade(connection)
+
+    @contextlib.contextmanager
+    def _open_transaction(self, begin: str) -> Generator[Connection]:
+        """Runs the statements of this thread between `begin` and COMMIT, or ROLLBACK after an error."""
+        with self._storage_errors(), self._connect() as connection:
+            connection.exec_driver_sql(begin)
+            self._thread_local.connection = connection
+            try:
+                yield connection
+                connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                with contextlib.suppress(exc.DBAPIError):
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            finally:
+                self._thread_local.connection = None
+
+    @contextlib.contextmanager
+    def _connect(self) -> Generator[Connection]:
+        """A connection for this thread; one that was lost while it was idle is replaced."""
+        with self._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            if driver.closed or not _is_alive(driver):
+                connection.invalidate()
+            yield connection
+
+    def _check_start(self, connection: Connection) -> None:
+        """Raises `StorageDamaged` if another server has started with this database since this one did."""
+        if self._start_number is None:
+            return
+        number = connection.exec_driver_sql("SELECT number FROM server_starts").scalar()
+        if number != self._start_number:
+            self.damage = f"another server uses {self.label} now"
+            raise StorageDamaged(self.damage)
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Converts the errors of PostgreSQL that are no mistakes in a statement to `StorageUnavailable`."""
+        try:
+            yield
+        except exc.DBAPIError as error:
+            if not (isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated):
+                raise
+            raise StorageUnavailable(f"{self.label} cannot be used: {_first_line(error)}") from error
+        except exc.TimeoutError as error:
+            raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use") from error
+
+
+def _prepare_session(driver_connection: Any, _: Any) -> None:
+    """Sets what every connection needs."""
+    with driver_connection.cursor() as cursor:
+        for statement in SESSION:
+            cursor.execute(statement)
+
+
+def _is_alive(driver: Any) -> bool:
+    """Whether the other side has not closed an idle connection; nothing is sent."""
+    import select
+
+    readable, _, _ = select.select([driver.fileno()], [], [], 0)
+    return not readable
+
+
+def _first_line(error: exc.DBAPIError) -> str:
+    """The first line of PostgreSQL's message."""
+    return (str(error.orig).strip().splitlines() or ["no reason is known"])[0]
