@@ -33,7 +33,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ontogeny.server import keys
-from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
+from ontogeny.server.databases.base import MAX_CONNECTIONS
+from ontogeny.server.databases.sqlite import DATABASE
+from ontogeny.server.store import Store
 from ontogeny.stages.train import train
 from ontogeny.stats import critical_value
 

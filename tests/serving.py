@@ -28,7 +28,9 @@ import texts
 from ontogeny.lm import model as models
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.training import train
-from ontogeny.server import store
+from ontogeny.server import schema
+from ontogeny.server import store as stores
+from ontogeny.server.store import DATABASE_URL, Store
 
 ROOT = Path(__file__).parent.parent
 CONFIG = TrainConfig(
@@ -129,8 +131,18 @@ def open_chromium(*arguments: str) -> Iterator[Browser]:
 
 def database_variables(state_dir: Path) -> dict[str, str]:
     """The environment variable that names the database of a state folder, where the tests use PostgreSQL."""
-    address = store.default_address(state_dir)
-    return {} if address is None else {store.DATABASE_URL: address}
+    address = stores.default_address(state_dir)
+    return {} if address is None else {DATABASE_URL: address}
+
+
+def read_stored(state_dir: Path) -> bytes:
+    """Everything that the files of a state folder hold, and the records that queries of PostgreSQL return."""
+    contents = [path.read_bytes() for path in state_dir.rglob("*") if path.is_file()]
+    if database_variables(state_dir):
+        with Store(state_dir) as store:
+            records = [record for table in schema.TABLES for record in store.execute(f"SELECT * FROM {table}")]
+        contents += [part if isinstance(part, bytes) else str(part).encode() for record in records for part in record]
+    return b"".join(contents)
 
 
 class LimitedFileSize:

@@ -29,7 +29,7 @@ from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 from server_formats import copy_as_format
-from serving import LimitedFileSize, family_run, load, shared_run
+from serving import LimitedFileSize, family_run, load, read_stored, shared_run
 
 pytestmark = pytest.mark.computes
 
@@ -137,6 +137,7 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
     assert trees.bitwise_equal(current_weights(reopened), current_weights(undisturbed))
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("number", [3, 4])
 def test_branches_and_sessions_of_a_database_of_an_earlier_format_answer_as_before(
     branch_learner, branches, model, tmp_path, number
@@ -252,7 +253,7 @@ def test_erasing_an_example_equals_never_having_learned_it(branch_learner, tmp_p
     with pytest.raises(BadInput, match="erased"):
         branch_changes.rollback(branches.store, "story/a", 4, "test")
     branches.store.close()
-    stored = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    stored = read_stored(tmp_path / "state")
     assert TEXTS[erased].encode() not in stored and all(text.encode() in stored for text in remaining)
     files, referenced = snapshot_files(reopened, "story/a")
     assert files == referenced

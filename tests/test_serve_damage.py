@@ -24,6 +24,7 @@ from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 from serving import ServerProcess, shared_run, wait_until
 
+pytestmark = pytest.mark.sqlite
 NUM_EXAMPLES = 120
 PAGE = 4096
 

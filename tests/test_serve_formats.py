@@ -19,6 +19,7 @@ from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import Store
 from server_formats import FORMAT_3, copy_as_format
 
+pytestmark = pytest.mark.sqlite
 GOLDEN = Path(__file__).parent / "golden"
 OLD = GOLDEN / "old_server"  # golden/make_old_server_files.txt wrote it
 

@@ -40,10 +40,11 @@ def make_journal(folder, count):
     for name in ("anna", "bob"):
         journal.open_branch(store, "story", name, "a" * 64, "b" * 64, 1.0)
     columns = ", ".join(journal.BranchVersion._fields)
-    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, 0, 1.0, NULL, NULL, 0, NULL"
+    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, FALSE, 1.0, NULL, NULL, 0, NULL"
+    text = "'text ' || n" if store.database.has_file else "convert_to('text ' || n, 'UTF8')"
     with store.transaction():
         for statement in (
-            f"INSERT INTO examples (branch, key, text, created_at) SELECT '{NAME}', 'anna', 'text ' || n, 1.0",
+            f"INSERT INTO examples (branch, key, text, created_at) SELECT '{NAME}', 'anna', {text}, 1.0",
             f"INSERT INTO versions ({columns}) SELECT {values}",
             f"INSERT INTO decisions (branch, kind, example, version, reason, created_at, share) "
             f"SELECT '{NAME}', 'learned', n, n, 'reason', 1.0, CASE n % 10 WHEN 0 THEN 0.5 ELSE 1 END",

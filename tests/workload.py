@@ -30,7 +30,7 @@ from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.store import Store
-from serving import ServerProcess, wait_until
+from serving import ServerProcess, read_stored, wait_until
 
 WORDS = [
     "the",
@@ -388,7 +388,7 @@ class Workload:
         log = self.server.log.read_text()
         assert "Traceback" not in log and " ERROR " not in log, log[-4000:]
         assert not self.violations, self.violations[:20]
-        stored = b"".join(path.read_bytes() for path in self.state_dir.rglob("*") if path.is_file())
+        stored = read_stored(self.state_dir)
         replays = {}
         with Store(self.state_dir) as store:
             for number, key, text, is_erased in self.acknowledged.list_all():

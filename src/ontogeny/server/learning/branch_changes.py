@@ -230,6 +230,7 @@ def _move_branch(store: Store, branch: str, current_version: int, last_decided: 
 def _inherit_examples(store: Store, source: BranchVersion, branch: str, number: int) -> None:
     """Records the examples that a version was learned from, those that it inherited included, for a restored one."""
     inherited = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
-    query = f"INSERT INTO inherited_examples SELECT ?, ?, example FROM (SELECT example FROM path UNION {inherited})"
+    learned = f"SELECT example FROM path UNION {inherited}"
+    query = f"INSERT INTO inherited_examples SELECT ?, ?, example FROM ({learned}) AS learned"
     path = (source.branch, source.number, source.branch)
     store.execute(PATH + query, *path, branch, number, source.branch, source.root_version)
