@@ -76,6 +76,14 @@ class Database(ABC):
         """Converts the text of an example, which may contain any character, to the type of its column."""
 
     @abstractmethod
+    def last_number(self, table: str) -> int:
+        """The highest number that a record of a table with increasing numbers has had, deleted ones included."""
+
+    @abstractmethod
+    def reserve_numbers(self, table: str, last: int) -> None:
+        """Lets the next record of a table have a number above `last`; must be called in a transaction."""
+
+    @abstractmethod
     def check_tables(self) -> None:
         """Quickly checks that all tables can be read and have the current format.
 

@@ -133,6 +133,16 @@ class PostgresDatabase(Database):
         """The text in UTF-8, because PostgreSQL's own texts cannot contain the character of code 0."""
         return text.encode()
 
+    def last_number(self, table: str) -> int:
+        """The highest number so far; see `Database`."""
+        query = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence(?, 'number')::regclass), 0)"
+        return self.execute(query, (table,))[0][0]
+
+    def reserve_numbers(self, table: str, last: int) -> None:
+        """Reserves numbers; see `Database`."""
+        if last:
+            self.execute("SELECT setval(pg_get_serial_sequence(?, 'number'), ?)", (table, last))
+
     def check_tables(self) -> None:
         """Checks that all tables exist and have the current format; see `Database`."""
         try:

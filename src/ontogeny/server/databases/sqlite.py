@@ -128,6 +128,15 @@ class SQLiteDatabase(Database):
         """The text itself."""
         return text
 
+    def last_number(self, table: str) -> int:
+        """The highest number so far; see `Database`."""
+        return next(iter(self.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))), (0,))[0]
+
+    def reserve_numbers(self, table: str, last: int) -> None:
+        """Reserves numbers; see `Database`."""
+        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last))
+
     def check_tables(self) -> None:
         """Checks that the file of the database is the one that was opened and that all tables can be read from it.
 
