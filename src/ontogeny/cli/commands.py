@@ -38,13 +38,14 @@ COMMANDS: Entries = {  # `module:function` of a command; of a group its commands
     },
     "usage": "server_keys:usage",
     "deployments": {
-        "": "Inspect, roll back, freeze, unfreeze, check and repair online deployments.",
+        "": "Inspect, roll back, freeze, unfreeze, check, repair and move online deployments.",
         "log": "server_state:show_log",
         "rollback": "server_state:roll_back",
         "freeze": "server_state:freeze",
         "unfreeze": "server_state:unfreeze",
         "check": "server_state:check",
         "repair": "server_state:repair",
+        "move": "server_state:move",
     },
     "audit": {
         "": "Test whether an agent learns, plans or pursues an objective, and where its ability is stored.",

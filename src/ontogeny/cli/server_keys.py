@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import DEFAULT_STATE_DIR, JsonOutput, StateDir, format_time, open_store, print_table
+from ontogeny.cli.shared import (
+    DEFAULT_STATE_DIR,
+    DatabaseUrl,
+    JsonOutput,
+    StateDir,
+    format_time,
+    open_store,
+    print_table,
+)
 from ontogeny.errors import BadInput
 from ontogeny.printable import to_printable
 
@@ -33,6 +41,7 @@ def create_key(
     max_stored_bytes: MaxStoredBytes = None,
     max_sessions: MaxSessions = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Create an API key and print it. The key cannot be printed again.
 
@@ -43,7 +52,7 @@ def create_key(
     from ontogeny.server import keys
     from ontogeny.server.store import Store
 
-    with Store(state_dir) as store:
+    with Store(state_dir, database_url=database_url) as store:
         key, text = keys.create_key(
             store,
             name,
@@ -66,6 +75,7 @@ def change_limits(
     max_stored_bytes: MaxStoredBytes = None,
     max_sessions: MaxSessions = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Change limits of an API key; 0 removes a limit of the key. A running server applies them at once.
 
@@ -83,19 +93,21 @@ def change_limits(
     limits = {name: limit or None for name, limit in options.items() if limit is not None}
     if not limits:
         raise BadInput("name at least one limit to change")
-    with open_store(state_dir) as store:
+    with open_store(state_dir, database_url) as store:
         key = keys.change_limits(store, id, **limits)
     typer.echo(f"the limits of key {key.id} of {to_printable(key.name)} are changed")
 
 
-def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
+def list_keys(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+) -> None:
     """List all API keys, revoked ones included, without their secrets.
 
     Example: ontogeny keys list
     """
     from ontogeny.server import keys
 
-    with open_store(state_dir, read_only=True) as store:
+    with open_store(state_dir, database_url, read_only=True) as store:
         all_keys = keys.list_keys(store)
     if as_json:
         return typer.echo(json.dumps([key._asdict() for key in all_keys]))
@@ -117,6 +129,7 @@ def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = Fal
 def revoke_key(
     id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `ontogeny keys list` prints it.")],
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Revoke an API key. A running server rejects it from the next request on.
 
@@ -124,19 +137,21 @@ def revoke_key(
     """
     from ontogeny.server import keys
 
-    with open_store(state_dir) as store:
+    with open_store(state_dir, database_url) as store:
         key = keys.revoke_key(store, id)
     typer.echo(f"key {key.id} of {to_printable(key.name)} is revoked")
 
 
-def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
+def usage(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+) -> None:
     """Print requests and tokens by day, key and deployment, and what each key stores beside its limits.
 
     Example: ontogeny usage
     """
     from ontogeny.server import keys, quotas
 
-    with open_store(state_dir, read_only=True) as store:
+    with open_store(state_dir, database_url, read_only=True) as store:
         usage_records, storage_records = keys.list_usage(store), quotas.list_storage(store)
         names = {key.id: key.name for key in keys.list_keys(store)}
     if as_json:

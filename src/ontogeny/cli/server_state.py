@@ -1,5 +1,6 @@
 """`ontogeny deployments`: the branches of online deployments, whose server may be running."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,11 +9,13 @@ import typer
 
 from ontogeny.cli.shared import (
     DEFAULT_STATE_DIR,
+    DatabaseUrl,
     JsonOutput,
     StateDir,
     format_number,
     format_time,
     open_store,
+    refuse_password,
 )
 from ontogeny.errors import BadInput
 from ontogeny.printable import to_printable
@@ -25,14 +28,16 @@ ACTOR = "command line"  # in the log
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an online deployment.")]
 
 
-def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
+def show_log(
+    name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+) -> None:
     """Print every decision of the learner: versions, their training examples, and rejections with reasons.
 
     Example: ontogeny deployments log story
     """
     from ontogeny.server.learning import journal
 
-    store = open_store(state_dir, read_only=True)
+    store = open_store(state_dir, database_url, read_only=True)
     branches = _list_branches(store, name)
     versions = {
         (branch.branch, version.number): version
@@ -66,6 +71,7 @@ def roll_back(
         typer.Option(help="Id of the key that owns the branch; needed if several branches have learned."),
     ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Make an earlier version of the weights current; a running server uses it from the next request on.
 
@@ -73,7 +79,7 @@ def roll_back(
     """
     from ontogeny.server.learning import branch_changes
 
-    store = open_store(state_dir)
+    store = open_store(state_dir, database_url)
     branches = _list_branches(store, name)
     if key is None:
         chosen = [branch for branch in branches if branch.current_version]
@@ -88,23 +94,25 @@ def roll_back(
     typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}")
 
 
-def freeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def freeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:
     """Stop learning in every branch of a deployment.
 
     Example: ontogeny deployments freeze story
     """
-    _set_frozen(name, state_dir, True)
+    _set_frozen(name, state_dir, database_url, True)
 
 
-def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:
     """Resume learning in every branch of a deployment.
 
     Example: ontogeny deployments unfreeze story
     """
-    _set_frozen(name, state_dir, False)
+    _set_frozen(name, state_dir, database_url, False)
 
 
-def check(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
+def check(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+) -> None:
     """Check database, branches, snapshots and sessions of a server, which may be running; nothing is changed.
 
     The exit code is 1 if anything is wrong.
@@ -113,7 +121,7 @@ def check(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
     """
     from ontogeny.server.repair import check_state
 
-    faults = check_state(state_dir)
+    faults = check_state(state_dir, database_url)
     if as_json:
         typer.echo(json.dumps({"faults": [fault._asdict() for fault in faults]}))
     else:
@@ -125,14 +133,14 @@ def check(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
         raise typer.Exit(1)
 
 
-def repair(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def repair(state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:
     """Repair what `check` finds, while no server runs; a copy of the database is made first.
 
     Example: ontogeny deployments repair
     """
     from ontogeny.server.repair import repair_state
 
-    result = repair_state(state_dir, ACTOR)
+    result = repair_state(state_dir, ACTOR, database_url)
     if result.copy is None:
         return typer.echo(f"no damage found in '{state_dir}'")
     typer.echo(f"copy of the database and of everything that was set aside: '{result.copy}'")
@@ -144,11 +152,44 @@ def repair(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
         typer.echo("nothing is lost")
 
 
-def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
+def move(
+    source: Annotated[str, typer.Argument(help="State folder, or postgresql://USER@HOST/NAME.")],
+    target: Annotated[str, typer.Argument(help="Where the state is copied to; one of both is a database.")],
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Copy the state of a server from its state folder into PostgreSQL, or back, while no server runs.
+
+    Snapshots of weights stay files: --state-dir is the folder that has those of the PostgreSQL database.
+
+    Example: ontogeny deployments move ontogeny-state postgresql://ontogeny@localhost/ontogeny
+    """
+    from ontogeny.runs.folder import locked
+    from ontogeny.server.moving import copy_state
+    from ontogeny.server.store import Store
+
+    if sum("://" in place for place in (source, target)) != 1:
+        raise BadInput("name one state folder, and one database as postgresql://USER@HOST/NAME")
+    with contextlib.ExitStack() as stack:
+        stores: list[Store] = []
+        for place, create in ((source, False), (target, True)):
+            address = refuse_password(place) if "://" in place else ""
+            folder = state_dir if address else Path(place)
+            stores.append(stack.enter_context(Store(folder, create=create, database_url=address)))
+        for folder in {store.folder.resolve() for store in stores}:
+            stack.enter_context(locked(folder))
+        for store in stores:
+            stack.enter_context(store.database.lock_server())
+        moved = copy_state(*stores)
+    typer.echo(
+        f"{sum(moved.num_records.values()):,} records and {moved.num_snapshots:,} snapshots copied to '{target}'"
+    )
+
+
+def _set_frozen(name: str, state_dir: Path, database_url: str | None, frozen: bool) -> None:
     """Stop or resume learning in every branch of a deployment, and print the branches."""
     from ontogeny.server.learning import branch_changes
 
-    store = open_store(state_dir)
+    store = open_store(state_dir, database_url)
     _list_branches(store, name)
     for branch in branch_changes.set_frozen(store, name, frozen, ACTOR):
         typer.echo(f"{branch}: {'frozen' if frozen else 'learning'}")

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -123,11 +124,32 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
     return add_options
 
 
-def open_store(state_dir: Path, *, read_only: bool = False) -> "Store":
+def refuse_password(address: str | None) -> str | None:
+    """Refuse an address with a password: every user of a machine can read the command lines of its processes."""
+    if address is not None and re.match(r"[^/]*//[^/@]*:[^/@]*@", address):
+        raise BadInput(
+            "command lines are visible to others: give an address with a password in ONTOGENY_DATABASE_URL, or the "
+            "password in PGPASSWORD or ~/.pgpass"
+        )
+    return address
+
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="PostgreSQL database, postgresql://USER@HOST/NAME, instead of SQLite in the state folder; the environment "
+        "variable ONTOGENY_DATABASE_URL says the same.",
+        show_default=False,
+        callback=refuse_password,
+    ),
+]
+
+
+def open_store(state_dir: Path, database_url: str | None, *, read_only: bool = False) -> "Store":
     """Open the database of a state folder; an absent one raises `BadInput`."""
     from ontogeny.server.store import Store
 
-    return Store(state_dir, create=False, read_only=read_only)
+    return Store(state_dir, create=False, read_only=read_only, database_url=database_url)
 
 
 INTERVAL_ENDS = ("low", "high", "interval")  # null where there is too little data for an interval

@@ -25,7 +25,7 @@ from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.recovery import LOG_SUFFIX, copy_database, recover_database
 from ontogeny.server.states import check_digest, decode_state, read_metadata
-from ontogeny.server.store import Store
+from ontogeny.server.store import Store, find_address
 
 MIN_LEFTOVER_AGE = 60.0  # seconds; a younger file may belong to a running server
 MAX_PROBLEMS = 5  # of a damaged database that are named
@@ -56,21 +56,21 @@ class Repair(NamedTuple):
     losses: list[str]
 
 
-def check_state(folder: Path) -> list[StateFault]:
+def check_state(folder: Path, database_url: str | None = None) -> list[StateFault]:
     """Reads a whole state folder and returns what is wrong with it.
 
     Raises:
         BadInput: The folder holds no state of a server, or one of a format that this version does not read.
     """
-    _require_state(folder)
-    problem = _find_damage(folder / DATABASE)
-    if (folder / RECOVERED).exists():
-        problem = "its repair was interrupted"
-    if problem is not None:
-        return [
-            StateFault(f"the database '{folder / DATABASE}'", problem, "the records that can be read are recovered")
-        ]
-    with Store(folder, create=False, read_only=True) as store:
+    if find_address(folder, database_url) is None:
+        _require_state(folder)
+        problem = _find_damage(folder / DATABASE)
+        if (folder / RECOVERED).exists():
+            problem = "its repair was interrupted"
+        if problem is not None:
+            repair = "the records that can be read are recovered"
+            return [StateFault(f"the database '{folder / DATABASE}'", problem, repair)]
+    with Store(folder, create=False, read_only=True, database_url=database_url) as store:
         faults = [StateFault(*broken) for broken in relations.find_broken(store)]
         for deployment in journal.list_deployments(store):
             faults += _check_versions(store, deployment)
@@ -81,25 +81,31 @@ def check_state(folder: Path) -> list[StateFault]:
         return faults + list(_find_leftovers(store))
 
 
-def repair_state(folder: Path, actor: str) -> Repair:
+def repair_state(folder: Path, actor: str, database_url: str | None = None) -> Repair:
     """Makes a state folder usable again and says what was done and lost.
 
     Args:
         folder: The state folder.
         actor: Who repairs it, for the log of decisions.
+        database_url: That of `Store`. Of PostgreSQL, records that contradict each other are mended, as in SQLite;
+            damaged files are the matter of PostgreSQL and its back-ups.
 
     Raises:
         BadInput: A server works in the folder, or the folder holds no state of a server.
         StorageUnavailable: The disk is full or fails; the repair can be repeated.
     """
-    _require_state(folder)
+    has_file = find_address(folder, database_url) is None
+    if has_file:
+        _require_state(folder)
     with locked(folder):
-        if not check_state(folder):
+        if not check_state(folder, database_url):
             return Repair(None, [], [])
         copy = _make_copy_folder(folder)
         actions, losses = list[str](), list[str]()
         lost_examples: dict[int, str] = {}
-        if (folder / RECOVERED).exists():
+        if not has_file:
+            actions.append("the records of the database are not copied; make a back-up of it with pg_dump")
+        elif (folder / RECOVERED).exists():
             copy_database(folder / DATABASE, copy)
             _finish_replacement(folder)
             actions.append("the database recovered by an interrupted repair is in use")
@@ -108,7 +114,7 @@ def repair_state(folder: Path, actor: str) -> Repair:
                 _back_up(source, copy / DATABASE)
         else:
             lost_examples = _replace_database(folder, copy, actions, losses)
-        with Store(folder, create=False) as store:
+        with Store(folder, create=False, database_url=database_url) as store, store.database.lock_server():
             if any(loss == LOST_RECORDS.format("keys") for loss in losses) and not keys.has_keys(store):
                 keys.revoke_key(store, keys.create_key(store, "lost keys")[0].id)
                 actions.append("no key could be recovered, so every request is refused until you create keys")

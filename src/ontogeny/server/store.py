@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
+from ontogeny.optional_packages import import_optional
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import refuse_run_folder
@@ -31,8 +32,8 @@ class Store:
         create: Whether an absent database is created.
         read_only: Whether the database may only be read. A SQLite database of an earlier format then stays as it is,
             and a converted copy in memory is read; otherwise it is converted.
-        database_url: The address of a PostgreSQL database. None for that of the environment variable
-            `ONTOGENY_DATABASE_URL`, or for SQLite in the state folder if there is none.
+        database_url: The address of a PostgreSQL database, or an empty text for SQLite in the state folder. None for
+            the address in the environment variable `ONTOGENY_DATABASE_URL`, or for SQLite if there is none.
 
     Raises:
         BadInput: The folder or the database cannot be used, or the database is absent and `create` is false.
@@ -45,7 +46,7 @@ class Store:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
         self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
-        address = database_url or default_address(self.folder)
+        address = find_address(self.folder, database_url)
         if address is None and not (self.folder / DATABASE).exists():
             if not create:
                 raise BadInput(
@@ -158,6 +159,8 @@ class Store:
         """Opens the database."""
         if address is None:
             return SQLiteDatabase(self.folder, self.snapshots, read_only=read_only)
+        for module in ("sqlalchemy", "alembic", "psycopg"):
+            import_optional(module, "postgres", "states of a server in PostgreSQL", module)
         from ontogeny.server.databases.postgres import PostgresDatabase
 
         return PostgresDatabase(address, create=create, read_only=read_only)
@@ -171,6 +174,11 @@ class Store:
             with contextlib.suppress(OSError):  # the files of somebody else, or a file that is gone
                 if (mode := path.stat().st_mode) & 0o077:
                     path.chmod(mode & OWNER_FOLDER)
+
+
+def find_address(folder: Path, database_url: str | None) -> str | None:
+    """The address of the PostgreSQL database that a command uses for a state folder; None for SQLite."""
+    return (default_address(folder) if database_url is None else database_url) or None
 
 
 def default_address(folder: Path) -> str | None:

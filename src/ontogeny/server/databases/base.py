@@ -101,6 +101,10 @@ class Database(ABC):
         """Removes overwritten text from the database's own log; returns False if that must be tried again later."""
 
     @abstractmethod
+    def vacuum(self) -> None:
+        """Writes the files of the tables anew, without the texts that were erased; other programs wait meanwhile."""
+
+    @abstractmethod
     def lock_server(self) -> AbstractContextManager[None]:
         """Excludes other servers from this database; raises `BadInput` if one uses it."""
 

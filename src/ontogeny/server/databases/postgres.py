@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection, event, exc
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import migrations, schema
@@ -77,7 +77,7 @@ class PostgresDatabase(Database):
             url, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
             connect_args=CONNECTION_SETTINGS, isolation_level="AUTOCOMMIT",
         )  # fmt: skip
-        sqlalchemy.event.listen(self._engine, "connect", _prepare_session)
+        event.listen(self._engine, "connect", _prepare_session)
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
         self._write_lock = threading.Lock()  # so that waiting writers use no connections
         self._start_number: int | None = None  # of this server
@@ -163,6 +163,11 @@ class PostgresDatabase(Database):
     def truncate_log(self) -> bool:
         """Does nothing: what PostgreSQL's log keeps is decided by the operator; see the how-to on PostgreSQL."""
         return True
+
+    def vacuum(self) -> None:
+        """Writes the files of all tables anew; see `Database`."""
+        for table in schema.TABLES:
+            self.execute(f"VACUUM FULL {table}", ())
 
     @contextlib.contextmanager
     def lock_server(self) -> Generator[None]:

@@ -179,6 +179,9 @@ class SQLiteDatabase(Database):
             log.warning("the write-ahead log cannot be emptied at present: %s", error)
             return False
 
+    def vacuum(self) -> None:
+        """Does nothing: erased text is overwritten at once."""
+
     @contextlib.contextmanager
     def lock_server(self) -> Generator[None]:
         """Excludes nobody: a server locks its state folder, which holds the database."""

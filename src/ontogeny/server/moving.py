@@ -1,0 +1,91 @@
+"""Copies the state of a server from one database to another: from SQLite to PostgreSQL, or back.
+
+The copy of all records is one transaction, so that a target is complete or empty; snapshots are files, which are
+copied before it. An interrupted copy is repeated, and finds the snapshots that are there.
+"""
+
+from typing import Any, NamedTuple
+
+from ontogeny.errors import BadInput
+from ontogeny.server import relations, schema
+from ontogeny.server.learning import journal
+from ontogeny.server.store import Store
+
+BOOLEANS = {"is_admin", "frozen", "deferred", "deleted"}  # columns that SQLite stores as integers
+COMPUTED = {"storage"}  # tables that triggers fill
+NUMBERED = ("examples", "decisions", "text_scores")  # tables whose numbers are never used again
+
+
+class MovedState(NamedTuple):
+    """What was copied."""
+
+    num_records: dict[str, int]  # by table
+    num_snapshots: int
+
+
+def copy_state(source: Store, target: Store) -> MovedState:
+    """Copies all records and the snapshots that versions refer to; the source stays as it is.
+
+    Args:
+        source: A store that no server uses.
+        target: A store without keys and branches, which no server uses.
+
+    Raises:
+        BadInput: The target holds the state of a server, or a snapshot is absent.
+    """
+    for table in ("keys", "branches", "sessions", "examples"):
+        if target.select_value(f"SELECT 1 FROM {table} LIMIT 1") is not None:
+            raise BadInput(f"{target.database.label} already holds the state of a server; name an empty database")
+    files = sorted(journal.list_snapshots(source))
+    if source.snapshots.resolve() != target.snapshots.resolve():
+        for file in files:
+            _copy_snapshot(source, target, file)
+    counts: dict[str, int] = {}
+    with source.read_transaction(), target.transaction():
+        for table in schema.TABLES:
+            if table not in COMPUTED:
+                counts[table] = _copy_table(source, target, table)
+        for table in NUMBERED:
+            target.database.reserve_numbers(table, source.database.last_number(table))
+    broken = [fault for fault in relations.find_broken(target) if fault not in relations.find_broken(source)]
+    if broken:
+        raise BadInput(f"the copy differs from the source: {broken[0].place}: {broken[0].problem}")
+    return MovedState(counts, len(files))
+
+
+def _copy_snapshot(source: Store, target: Store, file: str) -> None:
+    """Copies one file unless an equal one is there."""
+    try:
+        content = (source.snapshots / file).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"the snapshot '{source.snapshots / file}' cannot be read ({error.strerror}); "
+            "`ontogeny deployments check` finds what can be repaired"
+        ) from None
+    path = target.snapshots / file
+    if not path.is_file() or path.read_bytes() != content:
+        target.write_snapshot(file, content)
+
+
+def _copy_table(source: Store, target: Store, table: str) -> int:
+    """Copies the records of a table and returns their number; must be called in a transaction of the target."""
+    target_columns = set(target.execute(f"SELECT * FROM {table} LIMIT 0").columns)
+    records = source.execute(f"SELECT * FROM {table}")
+    columns = [column for column in records.columns if column in target_columns and column != "rowid"]
+    indices = [records.columns.index(column) for column in columns]
+    target.execute(f"DELETE FROM {table}")
+    query = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    for record in records:
+        target.execute(query, *(_convert(target, table, records.columns[i], record[i]) for i in indices))
+    return len(records)
+
+
+def _convert(target: Store, table: str, column: str, field: Any) -> Any:
+    """The value of a column in the type of the target."""
+    if field is None:
+        return None
+    if column in BOOLEANS:
+        return bool(field)
+    if (table, column) == ("examples", "text"):
+        return target.database.encode_text(field if isinstance(field, str) else bytes(field).decode())
+    return field

@@ -1,0 +1,211 @@
+"""PostgreSQL as the database of a server: what differs from SQLite, and copies between both.
+
+`make test-postgres` runs all other tests of the server with PostgreSQL too.
+"""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
+from ontogeny.server import keys, migrations, quotas, relations, schema
+from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.moving import copy_state
+from ontogeny.server.store import Store
+from postgres import find_program
+from stepping import fake_learner
+
+pytestmark = [pytest.mark.sqlite, pytest.mark.skipif(find_program("initdb") is None, reason="PostgreSQL is absent")]
+TEXTS = ["A lamp.", "A bell \0 under water.", "Ein Schiff aus Glas, 𝄞.", "A letter to the sea."]
+
+
+@pytest.fixture
+def store(postgres, tmp_path):
+    with Store(tmp_path / "state", database_url=postgres.address_for(tmp_path)) as store:
+        yield store
+
+
+def fill(store: Store) -> None:
+    """Adds keys, learned, rejected, erased and waiting examples, a fork, a session and usage."""
+    key, _ = keys.create_key(store, "anna", max_sessions=3)
+    branches = BranchManager(store, "story", fake_learner())
+    numbers = [branches.add_example(key.id, key.id, text) for text in [*TEXTS, "strange"]]
+    while branches.learn_next():
+        pass
+    branches.fork(key.id, "carl", "test")
+    branches.erase_example(int(numbers[0] or 0), "test")
+    while branches.learn_next():
+        pass
+    branches.add_example(key.id, key.id, "waits")
+    keys.add_usage(store, [keys.UsageRecord(key.id, "story", "2026-11-27", 1, 2, 3)] * 2)
+    with store.transaction():
+        store.insert("sessions", ("id", "story", key.id, 3, b"\0state", 1.5, None, None, "{}"))
+
+
+def read_tables(store: Store) -> dict[str, list[str]]:
+    """The records of all tables in the types of SQLite."""
+
+    def convert(field: object, column: str) -> object:
+        if isinstance(field, bytes) and column == "text":
+            return field.decode()
+        return int(field) if isinstance(field, bool) else field
+
+    contents = {}
+    for table in schema.TABLES:
+        found = store.execute(f"SELECT * FROM {table}")
+        columns = [column for column in found.columns if column != "rowid"]
+        records = (dict(zip(found.columns, record, strict=True)) for record in found)
+        contents[table] = sorted(repr([convert(record[column], column) for column in columns]) for record in records)
+    return contents
+
+
+def test_a_state_is_copied_to_postgres_and_back(store, tmp_path):
+    with Store(tmp_path / "source", database_url="") as source, Store(tmp_path / "back", database_url="") as back:
+        fill(source)
+        moved = copy_state(source, store)
+        assert moved.num_records["examples"] == 6 and moved.num_snapshots == len(journal.list_snapshots(source)) > 0
+        assert read_tables(store) == read_tables(source) and relations.find_broken(store) == []
+        with pytest.raises(BadInput, match="already holds the state of a server"):
+            copy_state(source, store)
+        copy_state(store, back)
+        assert read_tables(back) == read_tables(source)
+        numbers = []
+        for copied in (source, store, back):  # a number of a lost record is not used again
+            with copied.transaction():
+                copied.execute("DELETE FROM examples WHERE text IS NOT NULL AND number = 6")
+            numbers.append(journal.add_example(copied, "story/carl", "carl", "next"))
+            branches = BranchManager(copied, "story", fake_learner())
+            for name in ("carl", journal.list_branches(copied, "story")[0].owner_key):
+                assert branches.current(name).version.digest == journal.get_version(
+                    copied, f"story/{name}", journal.get_branch(copied, f"story/{name}").current_version
+                ).digest  # fmt: skip
+        assert numbers == [7, 7, 7]
+
+
+def test_the_same_calls_leave_the_same_records(store, tmp_path):
+    with Store(tmp_path / "other", database_url="") as other:
+        for each in (store, other):
+            fill(each)
+        for query in (
+            "SELECT number, example, kind, version, share FROM decisions ORDER BY number",
+            "SELECT number, parent, example, digest, deleted, snapshot IS NULL FROM versions ORDER BY branch, number",
+            "SELECT num_sessions, session_bytes, example_bytes FROM storage ORDER BY key",
+        ):
+            assert list(store.execute(query)) == list(other.execute(query))
+        assert [example.text for example in journal.list_examples(store, "story/carl")] == []
+        owner = keys.list_keys(store)[0].id
+        listed = [example.text for example in journal.list_examples(store, f"story/{owner}")]
+        assert listed == [None, *TEXTS[1:], "strange", "waits"]
+        assert quotas.get_storage(store, owner).num_pending_examples == 1
+
+
+def test_one_server_uses_a_database_at_a_time(store, postgres, tmp_path):
+    address = postgres.address_for(tmp_path)
+    with Store(tmp_path / "second", database_url=address) as second, store.lock():
+        with pytest.raises(BadInput, match="another server uses"), second.lock():
+            pass
+        keys.create_key(store, "anna")
+        with psycopg.connect(address, autocommit=True) as connection:  # as if the connection with the lock were lost
+            query = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            assert connection.execute(query).fetchall()
+        with second.lock():
+            keys.create_key(second, "bob")
+            with pytest.raises(StorageDamaged, match="another server uses"):
+                keys.create_key(store, "carl")
+            assert store.damage is not None
+        assert [key.name for key in keys.list_keys(second)] == ["anna", "bob"]
+
+
+def test_a_database_that_restarts_is_unavailable_and_then_usable(store, postgres):
+    key, text = keys.create_key(store, "anna")
+    postgres.stop("immediate")
+    try:
+        with pytest.raises(StorageUnavailable):
+            keys.authenticate(store, text)
+        with pytest.raises(StorageUnavailable), store.transaction():
+            pass
+    finally:
+        postgres.start()
+    assert keys.authenticate(store, text) == key
+    keys.revoke_key(store, key.id)
+    assert keys.authenticate(store, text) is None
+
+
+def test_a_failed_transaction_changes_nothing(store):
+    with pytest.raises(ZeroDivisionError), store.transaction():
+        store.execute("INSERT INTO unfinished_erasures VALUES (1)")
+        raise ZeroDivisionError
+    assert store.select_value("SELECT count(*) FROM unfinished_erasures") == 0
+    with store.transaction():
+        store.execute("INSERT INTO unfinished_erasures VALUES (1)")
+    assert store.select_value("SELECT count(*) FROM unfinished_erasures") == 1
+
+
+def test_erased_text_leaves_the_files_of_the_table_after_vacuum_full(store, postgres, tmp_path):
+    text = "The lighthouse keeper wrote a letter to the sea."
+    journal.open_branch(store, "story", "anna", "a", "b", 1.0)
+    number = journal.add_example(store, "story/anna", "anna", text)
+
+    def read_files() -> bytes:
+        with psycopg.connect(postgres.address_for(tmp_path), autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+        return b"".join(path.read_bytes() for path in (postgres.data / "base").rglob("*") if path.is_file())
+
+    assert text.encode() in read_files()
+    branch_changes.erase_example(store, int(number or 0), "test")
+    assert journal.list_examples(store, "story/anna")[0].text is None
+    store.database.vacuum()
+    assert text.encode() not in read_files()
+
+
+def test_tables_of_a_newer_version_are_refused(store, postgres, tmp_path):
+    with psycopg.connect(postgres.address_for(tmp_path), autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '99'")
+    with pytest.raises(BadInput, match="format 99; this version of ontogeny reads up to format 1: use a newer version"):
+        Store(tmp_path / "state", database_url=postgres.address_for(tmp_path))
+    with pytest.raises(StorageDamaged, match="the format of its tables has changed to 99"):
+        store.check_tables()
+
+
+def test_columns_are_those_of_sqlite(store, tmp_path):
+    with Store(tmp_path / "other", database_url="") as other:
+        for table in schema.TABLES:
+            query = f"SELECT * FROM {table} LIMIT 0"
+            assert [name for name in store.execute(query).columns if name != "rowid"] == other.execute(query).columns
+    assert migrations.current_format() == "1"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("mysql://localhost/x", "must begin with postgresql://"),
+        ("no address", "must have the form"),
+        ("postgresql://nobody@127.0.0.1:1/x", "cannot be used"),
+    ],
+)
+def test_unusable_addresses_are_one_sentence(tmp_path, address, message):
+    with pytest.raises(BadInput, match=message) as error:
+        Store(tmp_path / "state", database_url=address)
+    assert "\n" not in str(error.value)
+
+
+def test_commands_use_the_database(postgres, call_cli, tmp_path, monkeypatch):
+    address = postgres.address_for(tmp_path)
+    folder = ("--state-dir", str(tmp_path / "state"))
+    assert call_cli("keys", "create", "--name", "anna", *folder)[0] == 0
+    code, output, _ = call_cli("deployments", "move", str(tmp_path / "state"), address, *folder)
+    assert code == 0 and "records and 0 snapshots copied" in output
+    code, output, _ = call_cli("keys", "list", *folder, "--database-url", address)
+    assert code == 0 and "anna" in output
+    monkeypatch.setenv("ONTOGENY_DATABASE_URL", address)
+    assert call_cli("deployments", "check", *folder)[0] == 0
+    assert call_cli("keys", "create", "--name", "bob", *folder)[0] == 0
+    assert "bob" in call_cli("keys", "list", *folder)[1]
+    monkeypatch.delenv("ONTOGENY_DATABASE_URL")
+    assert "bob" not in call_cli("keys", "list", *folder)[1]
+    code, _, error = call_cli("keys", "list", *folder, "--database-url", "postgresql://anna:secret@localhost/x")
+    assert code == 2 and "command lines are visible to others" in error and "secret" not in error
+    code, _, error = call_cli("deployments", "move", str(Path("a")), "b")
+    assert code == 2 and "name one state folder, and one database" in error
