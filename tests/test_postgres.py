@@ -12,6 +12,7 @@ from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import keys, migrations, quotas, relations, schema
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
 from ontogeny.server.store import Store
 from postgres import find_program
@@ -30,7 +31,7 @@ def store(postgres, tmp_path):
 def fill(store: Store) -> None:
     """Adds keys, learned, rejected, erased and waiting examples, a fork, a session and usage."""
     key, _ = keys.create_key(store, "anna", max_sessions=3)
-    branches = BranchManager(store, "story", fake_learner())
+    branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=2))
     numbers = [branches.add_example(key.id, key.id, text) for text in [*TEXTS, "strange"]]
     while branches.learn_next():
         pass

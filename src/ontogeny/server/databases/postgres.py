@@ -9,6 +9,7 @@ more has lost the database to another server and writes nothing. Every failure o
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -77,6 +78,7 @@ class PostgresDatabase(Database):
             url, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
             connect_args=CONNECTION_SETTINGS, isolation_level="AUTOCOMMIT",
         )  # fmt: skip
+        weakref.finalize(self, self._engine.dispose)
         event.listen(self._engine, "connect", _prepare_session)
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
         self._write_lock = threading.Lock()  # so that waiting writers use no connections

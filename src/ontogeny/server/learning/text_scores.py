@@ -86,9 +86,9 @@ def add_score(store: Store, branch: str, example: int, version: int, score: Text
     newest = find_newest(store, branch)
     earlier, frozen_bits = (RunningSums(), 0.0) if newest is None else (newest.sums, newest.total_frozen_bits)
     sums = earlier.add(score.num_bytes, score.frozen_bits - score.live_bits)
-    places = ", ".join("?" * 14)
+    columns = ScoredText._fields[1:]  # the database counts
     store.execute(
-        f"INSERT INTO text_scores VALUES (NULL, {places})",
+        f"INSERT INTO text_scores ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
         branch, example, version, *score, time.time(), sums.num_terms, sums.weight, sums.squared_weight,
         frozen_bits + score.frozen_bits, sums.amount, sums.squared_amount, sums.product,
     )  # fmt: skip
