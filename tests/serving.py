@@ -30,6 +30,7 @@ from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.training import train
 from ontogeny.server import schema
 from ontogeny.server import store as stores
+from ontogeny.server.moving import copy_state
 from ontogeny.server.store import DATABASE_URL, Store
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +144,15 @@ def read_stored(state_dir: Path) -> bytes:
             records = [record for table in schema.TABLES for record in store.execute(f"SELECT * FROM {table}")]
         contents += [part if isinstance(part, bytes) else str(part).encode() for record in records for part in record]
     return b"".join(contents)
+
+
+def copy_state_folder(source: Path, target: Path) -> None:
+    """Copies the state of a server, with its database."""
+    if not database_variables(source):
+        shutil.copytree(source, target)
+        return
+    with Store(source) as original, Store(target) as copy:
+        copy_state(original, copy)
 
 
 class LimitedFileSize:

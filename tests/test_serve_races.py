@@ -37,7 +37,7 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.types import Weights
-from serving import ROOT, shared_run
+from serving import ROOT, copy_state_folder, shared_run
 from stepping import SteppedStore, SteppedThread, fake_learner
 from workload import AcknowledgedExamples, Workload, check_decisions
 
@@ -395,7 +395,7 @@ def test_a_version_is_read_although_the_branch_changes_at_any_point(tmp_path, re
     while not has_ended:
         num_steps += 1
         folder = tmp_path / f"after {num_steps}"
-        shutil.copytree(tmp_path / "state", folder)
+        copy_state_folder(tmp_path / "state", folder)
         branches = open_branches(folder, snapshot_interval=2)
         thread = SteppedThread(partial(READS[read], branches))
         has_ended = any(thread.advance() for _ in range(num_steps))
