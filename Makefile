@@ -6,12 +6,13 @@ OUT ?= studies/default
 # The extra that the tests need: `dev` for all tests, `core` for the tests of the core.
 EXTRA ?= dev
 
-.PHONY: help study test test-slow test-optional lint docs bench parity peers golden clean
+.PHONY: help study test test-slow test-postgres test-optional lint docs bench parity peers golden clean
 
 help:
 	@echo "make study          develop, evaluate and report: the page is $(OUT)/report.html"
 	@echo "make test           the test suite"
 	@echo "make test-slow      the tests that take minutes"
+	@echo "make test-postgres  the tests of the server with PostgreSQL as its database"
 	@echo "make test-optional  the tests of packages that need environments of their own"
 	@echo "make lint           ruff and pyright"
 	@echo "make docs           the documentation site: docs/_build/html/index.html"
@@ -38,6 +39,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -q -n auto -m slow
+
+# Needs the programs of PostgreSQL; the tests start a server of their own.
+test-postgres: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --postgres tests/test_serve_*.py tests/test_guarantees.py
 
 # Packages that `dev` cannot hold: rejax brings a nightly build, craftax and minigrid need different packages with one
 # module name, and jax-envelope needs Python 3.12. Each group has an environment of its own, and exactly the tests that

@@ -42,7 +42,10 @@ install_import_hook(
         "ontogeny.development",
         "ontogeny.environments",
         "ontogeny.rng",
-        *(f"ontogeny.lm.{name}" for name in ("corpus", "online", "online_learner", "optimization", "tokenizer")),
+        *(
+            f"ontogeny.lm.{name}"
+            for name in ("adapters", "corpus", "online", "online_learner", "optimization", "tokenizer")
+        ),
         "ontogeny.lm.prequential_predictor",
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",

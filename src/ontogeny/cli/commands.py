@@ -46,6 +46,7 @@ COMMANDS: Entries = {  # `module:function` of a command; of a group its commands
         "check": "server_state:check",
         "repair": "server_state:repair",
         "move": "server_state:move",
+        "vacuum": "server_state:vacuum",
     },
     "audit": {
         "": "Test whether an agent learns, plans or pursues an objective, and where its ability is stored.",

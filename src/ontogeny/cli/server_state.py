@@ -179,10 +179,22 @@ def move(
             stack.enter_context(locked(folder))
         for store in stores:
             stack.enter_context(store.database.lock_server())
-        moved = copy_state(*stores)
+        copied = copy_state(*stores)
     typer.echo(
-        f"{sum(moved.num_records.values()):,} records and {moved.num_snapshots:,} snapshots copied to '{target}'"
+        f"{sum(copied.num_records.values()):,} records and {copied.num_snapshots:,} snapshots copied to '{target}'"
     )
+
+
+def vacuum(state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:
+    """Remove erased texts from the files of a PostgreSQL database (VACUUM FULL); a running server waits meanwhile.
+
+    SQLite needs no such command: it overwrites erased texts at once.
+
+    Example: ontogeny deployments vacuum --database-url postgresql://ontogeny@localhost/ontogeny
+    """
+    with open_store(state_dir, database_url) as store:
+        store.database.vacuum()
+        typer.echo(f"{store.database.label}: the files hold no erased texts")
 
 
 def _set_frozen(name: str, state_dir: Path, database_url: str | None, frozen: bool) -> None:

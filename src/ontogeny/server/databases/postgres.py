@@ -154,7 +154,7 @@ class PostgresDatabase(Database):
                     connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1")
                 self._check_start(connection)
         except exc.ProgrammingError as error:
-            raise self.note_damage(_first_line(error)) from None
+            raise self.note_damage(_message_of(error)) from None
         if number != migrations.current_format():
             raise self.note_damage(f"the format of its tables has changed to {number}")
 
@@ -248,7 +248,7 @@ class PostgresDatabase(Database):
         except exc.DBAPIError as error:
             if not (isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated):
                 raise
-            raise StorageUnavailable(f"{self.label} cannot be used: {_first_line(error)}") from error
+            raise StorageUnavailable(f"{self.label} cannot be used: {_message_of(error)}") from error
         except exc.TimeoutError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use") from error
 
@@ -268,6 +268,6 @@ def _is_alive(driver: Any) -> bool:
     return not readable
 
 
-def _first_line(error: exc.DBAPIError) -> str:
-    """The first line of PostgreSQL's message."""
+def _message_of(error: exc.DBAPIError) -> str:
+    """The beginning of PostgreSQL's message."""
     return (str(error.orig).strip().splitlines() or ["no reason is known"])[0]
