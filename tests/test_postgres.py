@@ -91,7 +91,8 @@ def test_the_same_calls_leave_the_same_records(store, tmp_path):
             fill(present)
         for query in (
             "SELECT number, example, kind, version, share FROM decisions ORDER BY number",
-            "SELECT number, parent, example, digest, deleted, snapshot IS NULL FROM versions ORDER BY branch = 'story/carl', number",
+            "SELECT number, parent, example, digest, deleted, snapshot IS NULL FROM versions "
+            "ORDER BY branch = 'story/carl', number",
             "SELECT num_sessions, session_bytes, example_bytes FROM storage ORDER BY key",
         ):
             assert list(store.execute(query)) == list(embedded.execute(query))
