@@ -10,7 +10,7 @@ from ontogeny.kernels import transformer
 from ontogeny.kernels.cache import SequenceCache
 from ontogeny.kernels.packing import pack
 
-MAX_TOKENS = 128  # of one step
+MAX_TOKENS = 512  # of one step
 MAX_LOGITS = 1 << 23  # of one step: 32 MiB
 
 
@@ -31,15 +31,20 @@ def last_token_losses(
     packed, num_inputs = pack(config, weights), windows.shape[1] - 1
     losses = np.empty((len(windows), num_scored), np.float32)
     first_scored = num_inputs - num_scored
-    steps = _divide(0, first_scored, MAX_TOKENS)
-    scored_steps = _divide(first_scored, num_inputs, max(min(MAX_TOKENS, MAX_LOGITS // config.vocab_size), 1))
-    for window, window_losses in zip(windows, losses, strict=True):
-        cache = SequenceCache(config)
+    num_together = max(MAX_TOKENS // num_inputs, 1)  # short windows share steps
+    max_scored = max(min(MAX_TOKENS, MAX_LOGITS // config.vocab_size) // num_together, 1)
+    steps = _divide(0, first_scored, max(MAX_TOKENS // num_together, 1))
+    scored_steps = _divide(first_scored, num_inputs, max_scored)
+    for first in range(0, len(windows), num_together):
+        group = windows[first : first + num_together]
+        caches = [SequenceCache(config) for _ in group]
         for start, end in steps:
-            transformer.extend(packed, [cache], [window[start:end]], "none")
+            transformer.extend(packed, caches, group[:, start:end], "none")
         for start, end in scored_steps:
-            logits = transformer.extend(packed, [cache], [window[start:end]], "all")
-            window_losses[start - first_scored : end - first_scored] = _losses(logits, window[start + 1 : end + 1])
+            logits = transformer.extend(packed, caches, group[:, start:end], "all")
+            targets = group[:, start + 1 : end + 1]
+            of_step = _losses(logits, targets.reshape(-1)).reshape(targets.shape)
+            losses[first : first + num_together, start - first_scored : end - first_scored] = of_step
     return losses
 
 

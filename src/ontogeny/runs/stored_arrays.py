@@ -3,6 +3,7 @@
 A file is opened anew for each part that is read: what stays open stays in the resident memory of the process.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,11 @@ class StoredArray:
     def ndim(self) -> int:
         """The number of axes."""
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads the array; `copy` has no effect, since it is always a new one."""
