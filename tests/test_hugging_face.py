@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -424,3 +426,13 @@ def test_a_number_that_is_not_finite_is_refused_in_every_type(dtype, number, tmp
     for weights in ("auto", None):
         with pytest.raises(BadInput, match=r"'transformer.h.0.mlp.c_proj.weight' .* that are not finite"):
             models.load(folder, weights=weights)
+
+
+@pytest.mark.slow
+def test_loading_needs_at_most_a_fifth_more_memory_than_the_weights():
+    pytest.importorskip("numba")
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "lm_memory.py"
+    options = ["--shapes", "smollm2-135m", "--weights", "auto", "int8", "float32", "--rounds", "1", "--max-tokens", "2"]
+    output = subprocess.run([sys.executable, str(benchmark), *options], capture_output=True, check=True, text=True)
+    ratios = [record["ratio"] for record in map(json.loads, output.stdout.splitlines()) if "loading" in record["name"]]
+    assert len(ratios) == 3 and all(0.9 < ratio < 1.2 for ratio in ratios)

@@ -1,11 +1,13 @@
 """Which weights of a model are served, and which of them learn."""
 
+import jax
 import pytest
 
 import texts
 from ontogeny import trees
 from ontogeny.cli.serve import print_details
 from ontogeny.errors import BadInput
+from ontogeny.kernels.packing import weight_type_of
 from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
@@ -111,3 +113,13 @@ def test_branches_of_an_earlier_version_go_on_as_they_began(tmp_path_factory, tm
             deployment.sessions.stop()
     with Store(tmp_path / "state") as store:
         assert journal.get_branch(store, "story/a").current_version == 1
+
+
+def test_weights_of_another_type_are_served_unless_they_learn():
+    pytest.importorskip("numba")
+    model = load_served_model(GPT2, False, "int8", learns=False).model
+    assert isinstance(model, LanguageModel) and weight_type_of(model.weights) == "int8"
+    with pytest.raises(BadInput, match="learn, so they are kept in float32 and not in int8"):
+        load_served_model(GPT2, False, "int8", learns=True)
+    learning = load_served_model(GPT2, False, learns=True).model
+    assert isinstance(learning, LanguageModel) and isinstance(learning.weights.embedding, jax.Array)
