@@ -154,7 +154,8 @@ def test_the_saving_of_a_key_is_described_beside_each_of_its_texts(server, key):
     untaught = server.get(path, key["bob"])[1]
     assert untaught["num_texts"] == 0 and untaught["data"] == [] and untaught["saving"]["mean"] is None
     metrics = server.get("/metrics", key["admin"])[1].decode()
-    assert 'ontogeny_num_examples_learned{deployment="story"}' in metrics
+    for name in ("num_examples_learned", "num_examples_learned_in_part", "sum_of_learned_shares"):
+        assert f'ontogeny_{name}{{deployment="story"}}' in metrics
 
 
 def test_prompts_are_learned_once_unless_the_request_opts_out(server, key):

@@ -33,6 +33,7 @@ GAUGES = {
     "num_decisions": "Decisions of the learner",
     "num_examples_learned": "Decisions to learn a training example, in whole or in part",
     "num_examples_learned_in_part": "Decisions to learn a part of a training example or of its step",
+    "sum_of_learned_shares": "Sum of the shares of steps that were taken, over all learned training examples",
     "num_examples_rejected": "Decisions to reject a training example",
 }
 
@@ -124,6 +125,7 @@ class UsageMeter:
                 self._gauges["num_decisions"].labels(name).set(count.num_decisions)
                 self._gauges["num_examples_learned"].labels(name).set(count.num_learned)
                 self._gauges["num_examples_learned_in_part"].labels(name).set(count.num_learned_in_part)
+                self._gauges["sum_of_learned_shares"].labels(name).set(count.sum_of_shares)
                 self._gauges["num_examples_rejected"].labels(name).set(count.num_rejected)
         return generate_latest(self.registry)
 

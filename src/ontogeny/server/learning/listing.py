@@ -75,6 +75,7 @@ class DecisionCount(NamedTuple):
     num_learned: int = 0  # examples that were learned, in whole or in part
     num_learned_in_part: int = 0
     num_rejected: int = 0
+    sum_of_shares: float = 0.0  # of the steps of all learned examples
     newest: int = 0  # the number of the last decision that is included
 
 
@@ -108,11 +109,19 @@ def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> Dec
     """Counts the decisions about a deployment that were made since an earlier count."""
     query = (
         "SELECT count(*), total(kind = 'learned'), total(kind = 'learned' AND share < 1), total(kind = 'rejected'), "
-        "coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
+        "total(share), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
         "WHERE decisions.number > ? AND deployment = ?"
     )
     *counts, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
-    return DecisionCount(*(old + int(new) for old, new in zip(earlier, counts, strict=False)), newest=newest)
+    num_decisions, num_learned, num_in_part, num_rejected, share = counts
+    return DecisionCount(
+        earlier.num_decisions + num_decisions,
+        earlier.num_learned + int(num_learned),
+        earlier.num_learned_in_part + int(num_in_part),
+        earlier.num_rejected + int(num_rejected),
+        earlier.sum_of_shares + share,
+        newest,
+    )
 
 
 def list_scores(store: Store, branch: str, page: PageRequest) -> tuple[list[ScoredText], bool]:
