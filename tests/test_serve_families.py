@@ -3,13 +3,17 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import openai
 import pytest
 
 import texts
+from ontogeny import kernels
 from ontogeny.engine import generate
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.requests import GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
 from ontogeny.lm.training import train
@@ -74,6 +78,47 @@ def test_answers_have_the_same_bits_alone_and_in_company(client, family):
     answers = [answer(number) for number in range(12)]
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(answer, range(12))) == answers
+
+
+@pytest.mark.skipif(not kernels.is_active(), reason="XLA has programs of its own for the command line")
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_the_command_line_and_the_server_have_the_same_text_and_log_probabilities(client, folders, family, call_cli):
+    """Alone and in company, cold and from the prefix cache."""
+    model, params = models.load(folders[family]), SamplingParams(0.8, 0.9, seed=7)
+    prompts = [f"The License number {number}, which shall be" for number in range(6)]
+
+    def answer(prompt):
+        return complete(client, family, prompt, temperature=0.8, top_p=0.9, seed=7, logprobs=2)
+
+    command = f"lm generate {folders[family]} --max-tokens 12 --temperature 0.8 --top-p 0.9 --seed 7 --json --prompt"
+    code, written, _ = call_cli(*command.split(), prompts[0])
+    engine, scores = Engine(model.config), [list[float]() for _ in prompts]
+    requests = [
+        GenerationRequest(
+            model.weights,
+            tuple(generate.encode_prompt(model, prompt)),
+            12,
+            params,
+            model.tokenizer.end_tokens,
+            model.tokenizer.size,
+            num_logprobs=2,
+        )
+        for prompt in prompts
+    ]
+
+    def collect(number, part):
+        if isinstance(part, TokenOutput):
+            scores[number].append(part.logprobs.logprob)
+
+    engine.submit_all(requests, [partial(collect, number) for number in range(len(prompts))])
+    engine.run()
+    completions = [c.text for c in generate.generate(model, prompts, max_tokens=12, sampling_params=params)]
+    separate = [answer(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        for answers in (separate, list(pool.map(answer, prompts)), [answer(prompt) for prompt in prompts]):
+            assert [text for text, _ in answers] == completions
+            assert [list(logprobs) for _, logprobs in answers] == scores
+    assert code == 0 and json.loads(written)["text"] == completions[0]
 
 
 def test_a_conversation_is_written_by_the_template_of_the_model(client, folders):

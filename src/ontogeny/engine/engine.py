@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -380,28 +379,28 @@ class Engine:
         """Sample one more token of each sequence from its logits, or finish it; an error fails its sequence alone."""
         draws = list[tuple[SequenceState, runners.TokenDraw]]()
         for sequence, logits in sequences:
-            with self._failing_alone(sequence):
+            try:
                 if sequence.num_generated >= sequence.request.max_tokens:
                     self._complete(sequence, "length", is_cached=True)
                 else:
                     draws.append((sequence, _prepare_draw(sequence, logits)))
+            except Exception as error:
+                self._fail_alone(sequence, error)
         sampled = self._runner.sample([draw for _, draw in draws])
         for (sequence, _), (token, logprobs) in zip(draws, sampled, strict=True):
-            with self._failing_alone(sequence):
+            try:
                 self._append_token(sequence, token, logprobs)
+            except Exception as error:
+                self._fail_alone(sequence, error)
 
-    @contextmanager
-    def _failing_alone(self, sequence: SequenceState) -> Iterator[None]:
-        """An error in the block fails one sequence."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, ConstraintFailure):  # its message quotes the request, which no log does
-                log.warning("the schema of a request became too complex for the library")
-            else:
-                log.exception("a token of a request could not be determined")
-            sequence.has_failed = True
-            self._finish(sequence, "failed")
+    def _fail_alone(self, sequence: SequenceState, error: Exception) -> None:
+        """Ends one sequence after an error, which is described in the log."""
+        if isinstance(error, ConstraintFailure):  # its message quotes the request, which no log does
+            log.warning("the schema of a request became too complex for the library")
+        else:
+            log.error("a token of a request could not be determined", exc_info=error)
+        sequence.has_failed = True
+        self._finish(sequence, "failed")
 
     def _append_token(self, sequence: SequenceState, token: int, logprobs: TokenLogprobs | None) -> None:
         """Send a sampled token, and finish the sequence if it is the last one."""

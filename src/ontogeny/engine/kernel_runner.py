@@ -74,7 +74,10 @@ class KernelRunner:
                 sequence.cache = self._create(sequence.layers)
         caches = [sequence.cache for sequence in sequences]
         kinds = LAST if all(need == LAST for need in needs) else needs
-        logits = transformer.extend(pack(self.config, weights), caches, tokens, kinds, self._workspace)
+        leader = sequences[0]
+        if leader.packed is None:
+            leader.packed = pack(self.config, weights)
+        logits = transformer.extend(leader.packed, caches, tokens, kinds, self._workspace)
         of_sequences, first = list[np.ndarray](), 0
         for need, new in zip(needs, tokens, strict=True):
             count = {LAST: 1, ALL: len(new), NO_LOGITS: 0}[need]

@@ -8,8 +8,11 @@ from ontogeny.engine.runners import TokenDraw
 from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.kernels import layout
 from ontogeny.kernels.sampling import SCRATCH_SIZE
+from ontogeny.kernels.step import run_step
 from ontogeny.kernels.transformer import Workspace, team
 from ontogeny.seeds import NUM_SAMPLING_SEEDS
+
+MIN_SHARED_WORK = 1 << 18  # operations, below which waking another thread takes longer than the work
 
 
 def sample_tokens(draws: Sequence[TokenDraw], workspace: Workspace) -> list[tuple[int, TokenLogprobs | None]]:
@@ -38,7 +41,10 @@ def sample_tokens(draws: Sequence[TokenDraw], workspace: Workspace) -> list[tupl
     table[layout.SCRATCH_SIZE] = size = 2 * (vocab_size + 1) + SCRATCH_SIZE
     table[layout.SCRATCH] = workspace.reserve(layout.SCRATCH, team().num_threads * size)
     table[layout.COUNTERS] = workspace.clear(layout.COUNTERS, layout.COUNTER_STRIDE)
-    team().run(table)
+    if sum(map(_estimate_work, draws)) < MIN_SHARED_WORK:
+        run_step(layout.address(table), 0)
+    else:
+        team().run(table)
     tokens = fields[:, layout.SAMPLE_TOKEN].tolist()
     if all(draw.num_top is None for draw in draws):
         return [(token, None) for token in tokens]
@@ -51,6 +57,12 @@ def sample_tokens(draws: Sequence[TokenDraw], workspace: Workspace) -> list[tupl
         (token, None if draw.num_top is None else TokenLogprobs(token, logprob, top[: draw.num_top]))
         for draw, token, logprob, top in zip(draws, tokens, logprobs, tops, strict=True)
     ]
+
+
+def _estimate_work(draw: TokenDraw) -> int:
+    """The operations of a draw, roughly: some for each token of the vocabulary, except for a search of the highest."""
+    is_cheap = draw.num_top is None and (draw.params.temperature == 0 or draw.params.top_p == 0)
+    return len(draw.logits) * (1 if is_cheap else 16)
 
 
 def _describe(draw: TokenDraw) -> tuple[int, ...]:

@@ -123,6 +123,7 @@ class SequenceState:
         arrival_time: When the request was submitted.
         waiting_since: When the request began to wait for a slot, the last time.
         cache: What the engine's runner has computed for this sequence; None before the first step.
+        packed: The weights of the request as the runner reads them, once it has looked them up.
         layers: The keys and values with which the cache begins.
         cache_length: The number of tokens in the cache.
         unprocessed: Tokens that prefill has still to process. Where there are none, the last token is decoded.
@@ -141,6 +142,7 @@ class SequenceState:
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
         self.start = 0 if request.score_prompt else max(0, len(self.tokens) - (capacity - reserved))
         self.cache: Any = None
+        self.packed: Any = None
         self.layers: CachedLayers | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.prefix: tuple[CacheScope, bytes] | None = None

@@ -44,6 +44,8 @@ class TextStream:
         """Appends to the pending text; returns the part of it that no stop string can cut off any more."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         text = self._pending + text
         cuts = [index for stop in self._stops if (index := text.find(stop)) >= 0]
         if cuts:

@@ -44,11 +44,44 @@ class Workspace:
             self._addresses[field] = layout.address(array)
         return self._addresses[field]
 
+    def view(self, field: int, num_vectors: int, size: int) -> np.ndarray:
+        """The memory of a field as an array of vectors."""
+        self.reserve(field, num_vectors * size)
+        return self._arrays[field][: num_vectors * size].reshape(num_vectors, size)
+
+    def write(self, field: int, integers: Sequence[int]) -> int:
+        """Write int64 numbers into the memory of a field and return its address."""
+        address = self.reserve(field, 2 * len(integers))
+        self._arrays[field].view(np.int64)[: len(integers)] = integers
+        return address
+
     def clear(self, field: int, size: int) -> int:
         """As `reserve`, with `size` int64 numbers that are 0."""
         address = self.reserve(field, 2 * size)
         self._arrays[field].view(np.int64)[:size] = 0
         return address
+
+
+class _StepTokens:
+    """The tokens of a step and where they stand."""
+
+    def __init__(
+        self, caches: Sequence[SequenceCache], tokens: Sequence[Integers] | np.ndarray, logits: str | Sequence[str]
+    ) -> None:
+        self.joined, self.positions, self.first, self.selected = list[int](), list[int](), [0], list[int]()
+        self.lengths, self.longest = [cache.length for cache in caches], 0
+        kinds = [logits] * len(caches) if isinstance(logits, str) else logits
+        for cache, new, kind in zip(caches, tokens, kinds, strict=True):
+            begin, length, count = self.first[-1], cache.length, len(new)
+            cache.reserve(length + count)
+            self.joined.extend(new)
+            self.positions.extend(range(length, length + count))
+            self.first.append(begin + count)
+            self.longest = max(self.longest, length + count)
+            if kind == "last":
+                self.selected.append(begin + count - 1)
+            elif kind == "all":
+                self.selected.extend(range(begin, begin + count))
 
 
 def extend(
@@ -69,71 +102,45 @@ def extend(
         workspace: Memory for the step; by default new memory.
 
     Returns:
-        Logits in the order of the sequences and tokens.
+        Logits in the order of the sequences and tokens, in the memory of the workspace.
     """
-    config, counts = packed.config, [len(new) for new in tokens]
-    workspace = Workspace() if workspace is None else workspace
-    first = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=first[1:])
-    joined = np.concatenate(tokens, dtype=np.int64, casting="unsafe")
-    starts = np.array([cache.length for cache in caches], np.int64)
-    num_tokens, longest = len(joined), 0
-    for cache, count in zip(caches, counts, strict=True):
-        longest = max(longest, cache.length + count)
-        cache.reserve(cache.length + count)
-    if longest > config.context_length:
-        raise ValueError(f"{longest} tokens are more than the context of {config.context_length}")
-    stream = np.empty((num_tokens, config.width), np.float32)
-    embed(packed.table, joined, layout.address(stream))
-    if packed.positions is not None:
-        positions = np.arange(num_tokens) - np.repeat(first[:-1] - starts, counts)
-        stream += packed.positions[positions]
-    selected = _select(first, logits)
-    outputs = np.empty((len(selected), config.vocab_size), np.float32)
-    page_tables = np.array([cache.table_address for cache in caches], np.int64)
+    config, workspace = packed.config, Workspace() if workspace is None else workspace
+    step = _StepTokens(caches, tokens, logits)
+    num_tokens, num_logits = len(step.joined), len(step.selected)
+    if step.longest > config.context_length:
+        raise ValueError(f"{step.longest} tokens are more than the context of {config.context_length}")
+    stream = workspace.view(layout.STREAM, num_tokens, config.width)
     table = packed.table.copy()
-    table[layout.NUM_TOKENS], table[layout.NUM_SEQUENCES] = num_tokens, len(counts)
-    table[layout.NUM_LOGITS] = len(selected)
+    table[layout.STREAM] = workspace.reserve(layout.STREAM, 0)
+    embed(packed.table, np.array(step.joined, np.int64), int(table[layout.STREAM]))
+    if packed.positions is not None:
+        stream += packed.positions[step.positions]
     size, padded = config.size_of_head, layout.padded_size(config.size_of_head)
     size_of_scratch = num_tokens * (config.width + layout.PANEL)
-    size_of_scratch += MAX_QUERIES * (size + padded + -(-longest // layout.PAGE) * layout.PAGE)
-    table[layout.SCRATCH_SIZE] = size_of_scratch = -(-size_of_scratch // 32) * 32
-    arrays = [
-        (layout.FIRST_TOKENS, first),
-        (layout.PAGE_TABLES, page_tables),
-        (layout.LENGTHS, starts),
-        (layout.LOGIT_TOKENS, selected),
-        (layout.STREAM, stream),
-        (layout.LOGITS, outputs),
-    ]
-    if config.positions == "rotary":
-        cosines, sines = rotation_table(config.rope_base, size, config.rope_scaling).cover(longest)
-        arrays += [(layout.COSINES, cosines), (layout.SINES, sines)]
-    for field, array in arrays:
-        table[field] = layout.address(array)
-    for field, numbers in (
-        (layout.QKV, num_tokens * (config.num_heads + 2 * config.kv_heads) * size),
-        (layout.ATTENDED, num_tokens * config.num_heads * size),
-        (layout.HIDDEN, num_tokens * config.mlp_width),
-        (layout.SCRATCH, team().num_threads * size_of_scratch),
-    ):
-        table[field] = workspace.reserve(field, numbers)
+    size_of_scratch += MAX_QUERIES * (size + padded + -(-step.longest // layout.PAGE) * layout.PAGE)
+    size_of_scratch = -(-size_of_scratch // 32) * 32
     num_phases = layout.PHASES_PER_LAYER * config.num_layers + 1
-    table[layout.COUNTERS] = workspace.clear(layout.COUNTERS, num_phases * layout.COUNTER_STRIDE)
+    for field, number in (
+        (layout.NUM_TOKENS, num_tokens),
+        (layout.NUM_SEQUENCES, len(caches)),
+        (layout.NUM_LOGITS, num_logits),
+        (layout.SCRATCH_SIZE, size_of_scratch),
+        (layout.FIRST_TOKENS, workspace.write(layout.FIRST_TOKENS, step.first)),
+        (layout.PAGE_TABLES, workspace.write(layout.PAGE_TABLES, [cache.table_address for cache in caches])),
+        (layout.LENGTHS, workspace.write(layout.LENGTHS, step.lengths)),
+        (layout.LOGIT_TOKENS, workspace.write(layout.LOGIT_TOKENS, step.selected)),
+        (layout.QKV, workspace.reserve(layout.QKV, num_tokens * (config.num_heads + 2 * config.kv_heads) * size)),
+        (layout.ATTENDED, workspace.reserve(layout.ATTENDED, num_tokens * config.num_heads * size)),
+        (layout.HIDDEN, workspace.reserve(layout.HIDDEN, num_tokens * config.mlp_width)),
+        (layout.LOGITS, workspace.reserve(layout.LOGITS, num_logits * config.vocab_size)),
+        (layout.SCRATCH, workspace.reserve(layout.SCRATCH, team().num_threads * size_of_scratch)),
+        (layout.COUNTERS, workspace.clear(layout.COUNTERS, num_phases * layout.COUNTER_STRIDE)),
+    ):
+        table[field] = number
+    if config.positions == "rotary":
+        cosines, sines = rotation_table(config.rope_base, size, config.rope_scaling).cover(step.longest)
+        table[layout.COSINES], table[layout.SINES] = layout.address(cosines), layout.address(sines)
     team().run(table)
-    for cache, count in zip(caches, counts, strict=True):
-        cache.length += count
-    return outputs
-
-
-def _select(first: np.ndarray, logits: str | Sequence[str]) -> np.ndarray:
-    """The tokens after which logits are computed, by the first token of each sequence and what is needed of it."""
-    if logits == "last":
-        return first[1:] - 1
-    if logits == "all":
-        return np.arange(first[-1])
-    if logits == "none":
-        return np.zeros(0, np.int64)
-    ends = zip(first[:-1].tolist(), first[1:].tolist(), logits, strict=True)
-    starts = {"last": lambda begin, end: end - 1, "all": lambda begin, end: begin, "none": lambda begin, end: end}
-    return np.concatenate([np.arange(starts[kind](begin, end), end) for begin, end, kind in ends])
+    for cache, new in zip(caches, tokens, strict=True):
+        cache.length += len(new)
+    return workspace.view(layout.LOGITS, num_logits, config.vocab_size)
