@@ -44,7 +44,16 @@ install_import_hook(
         "ontogeny.rng",
         *(
             f"ontogeny.lm.{name}"
-            for name in ("adapters", "corpus", "online", "online_learner", "optimization", "tokenizer")
+            for name in (
+                "adapters",
+                "byte_decisions",
+                "corpus",
+                "mixture",
+                "online",
+                "online_learner",
+                "optimization",
+                "tokenizer",
+            )
         ),
         "ontogeny.lm.prequential_predictor",
         "ontogeny.server.learning",

@@ -102,7 +102,9 @@ def _list_decisions(sorted_sources: list[bytes], leaf: int) -> list[_Decision]:
 
 
 def decision_probabilities(
-    log_probabilities: Float[Array, "T V"], sorted_tokens: Int32[Array, "V"], intervals: Int32[Array, "T L 3"]
+    log_probabilities: Float[Array, "T V"],
+    sorted_tokens: Int32[Array | np.ndarray, "V"],
+    intervals: Int32[Array | np.ndarray, "T L 3"],
 ) -> Float[Array, "T L"]:
     """Computes the probability of outcome 1 at each decision of some tokens.
 

@@ -138,9 +138,9 @@ def _sum_by_token(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _window_probabilities(
     config: TransformerConfig,
     weights: TransformerWeights,
-    windows: Int32[Array, "N C1"],
-    sorted_tokens: Int32[Array, "V"],
-    intervals: Int32[Array, "N C L 3"],
+    windows: Int32[Array | np.ndarray, "N C1"],
+    sorted_tokens: Int32[Array | np.ndarray, "V"],
+    intervals: Int32[Array | np.ndarray, "N C L 3"],
 ) -> Float[Array, "N C L"]:
     """The network's probability of outcome 1 at each decision of all tokens of windows but the first."""
 
