@@ -6,7 +6,7 @@ import {getJson} from "./server.js";
 import {describeSaving} from "./words.js";
 
 const NUM_TEXTS = 300; // the last ones, which the picture shows
-const WIDTH = 640, PANEL_HEIGHT = 150, GAP = 46, LEFT = 46, RIGHT = 12, TOP = 22;
+const WIDTH = 640, PANEL_HEIGHT = 150, GAP = 62, LEFT = 46, RIGHT = 12, TOP = 22;
 const SVG = "http://www.w3.org/2000/svg";
 let drawn = "";
 
@@ -64,7 +64,8 @@ function drawPanel(top, first, count, title, curves, hasZero = false) {
     parts.push(draw("text", {x: LEFT - 6, y: y(number) + 4, class: "scale", "text-anchor": "end"}, String(number)));
   }
   for (const index of new Set(ticks(first, first + count - 1).filter(Number.isInteger))) {
-    const attributes = {x: x(index - first), y: top + PANEL_HEIGHT + 16, class: "scale", "text-anchor": "middle"};
+    const place = x(index - first), anchor = place > WIDTH - 60 ? "end" : place < 90 ? "start" : "middle";
+    const attributes = {x: place, y: top + PANEL_HEIGHT + 18, class: "scale", "text-anchor": anchor};
     parts.push(draw("text", attributes, `text ${index}`));
   }
   for (const {css, values, upper, hasDots} of curves) {
