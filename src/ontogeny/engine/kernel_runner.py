@@ -15,8 +15,8 @@ from ontogeny.kernels import transformer
 from ontogeny.kernels.cache import PAGE, SequenceCache, page_bytes
 from ontogeny.kernels.packing import pack
 
-MAX_PREFILL_ALONE = 512  # tokens of prompts in a step that decodes nothing
-MAX_PREFILL_BESIDE_DECODE = 128
+MAX_PREFILL_ALONE = 128  # tokens of prompts in a step that decodes nothing
+MAX_PREFILL_BESIDE_DECODE = 64
 MAX_LOGITS = 1 << 23  # of one chunk of a scored prompt: 32 MiB
 
 
