@@ -15,9 +15,13 @@ from ontogeny.engine import generate
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
+from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
+from ontogeny.lm import online_learner
 from ontogeny.lm.training import train
 from ontogeny.server import keys
+from ontogeny.server.learning import learner
+from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.store import Store
 from serving import ServerProcess, wait_until
 
@@ -230,3 +234,30 @@ def test_a_fine_tuned_folder_learns_online_from_conversations(folders, tmp_path,
             client.delete(f"/models/tuned/examples/{example['number']}", cast_to=object)
         wait(client)
         wait_until(lambda: nats(client) == before)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_a_folder_learns_online_with_a_reference_text(tmp_path, family):
+    model, file = models.load(GOLDEN / family), tmp_path / "reference.txt"
+    file.write_text(texts.read_training(), encoding="utf-8")
+    config = online_learner.OnlineConfig(adapter_rank=2, chunk_size=8, learning_rate=1e-2)
+    with pytest.raises(BadInput, match="--reference-text FILE"):
+        learner.build(model, config)
+    branches = [
+        BranchManager(Store(tmp_path / name), "story", learner.build(model, config, [file], max_context=16))
+        for name in ("first", "second")
+    ]
+    for manager in branches:
+        for text in ("A lighthouse keeper wrote a letter to the sea. " * 3, "The sea answered, and he read it aloud."):
+            manager.add_example("anna", "anna", text)
+        while manager.learn_next():
+            pass
+    current = [manager.current("anna") for manager in branches]
+    assert current[0].version.number == 2 and current[0].version.digest == current[1].version.digest
+    assert branches[0].learner.digest != learner.build(model, config, [file], max_context=15).digest
+    second_file = tmp_path / "second_file.txt"
+    second_file.write_text("!" + texts.read_training(), encoding="utf-8")
+    assert branches[0].learner.digest != learner.build(model, config, [second_file], max_context=16).digest
+    second_file.write_text("Too short.", encoding="utf-8")
+    with pytest.raises(BadInput, match="fewer than a context of 16"):
+        learner.build(model, config, [second_file], max_context=16)

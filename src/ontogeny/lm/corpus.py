@@ -6,6 +6,7 @@ the tokens from the disk. The tokenizer's end token stands before each document.
 
 import codecs
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,6 +176,23 @@ def write_corpus(
         metadata["num_tokens"][part], metadata["num_bytes"][part] = num_tokens, num_bytes
     write_json(folder / FILE, metadata)
     return load_corpus(folder)
+
+
+def tokenize_files(paths: Sequence[Path], tokenizer: Tokenizer, context_length: int) -> Corpus:
+    """Tokenize files in memory; the last tenth of each is held out.
+
+    Args:
+        paths: Text in UTF-8.
+        tokenizer: Encodes it.
+        context_length: Each part must have more tokens than this.
+
+    Raises:
+        BadInput: A file cannot be read, or there is too little text.
+    """
+    parts = split_files(scan_files(paths), "tail", 0.1, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = write_corpus(Path(folder), parts, tokenizer, context_length)
+        return texts._replace(training=np.array(texts.training), held_out=np.array(texts.held_out))
 
 
 def load_corpus(folder: Path) -> Corpus:

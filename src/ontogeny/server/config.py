@@ -24,6 +24,8 @@ class ServerConfig(FrozenModel):
         max_forgetting: Limit of the acceptance test: nats per token lost on held-out text.
         weights: Type in which the matrices of models that do not learn are kept in memory: that of the file (auto),
             float32, bfloat16, float16 or int8; all but auto and float32 need the extra `fast`.
+        reference_text: File of text like the training text of a model that came without it, such as a folder of
+            Hugging Face: it is rehearsed, and its last tenth measures forgetting; repeatable.
         learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'; `lm evaluate --help` lists them.
             Without adapter_rank, all weights of a model of up to 5,000,000 parameters learn, and of a larger one an
             adapter.
@@ -52,6 +54,7 @@ class ServerConfig(FrozenModel):
     shared_branch: bool = False
     max_forgetting: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    reference_text: tuple[str, ...] = Field(default=(), strict=False)
     learning: str = ""
     learning_fraction: float = Field(default=0.07, ge=0.01, le=1)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)

@@ -422,13 +422,13 @@ def _build_branches(
 ) -> tuple[BranchManager, OnlineConfig]:
     """Builds the branches of a model that learns online; returns them with the settings of the learner."""
     choice = default_config.choose_config(config.learning, trees.num_elements(model.weights))
-    online_config = choice.config
+    online_config, reference = choice.config, [Path(file) for file in config.reference_text]
     try:
-        branch_learner = learner.build(model, online_config)
+        branch_learner = learner.build(model, online_config, reference)
         if choice.is_adapter_by_size and journal.find_learner_digest(store, name) not in (None, branch_learner.digest):
             # Branches of an earlier version, in which all weights of every model learned, go on as they began.
             online_config = online_learner.parse_config(config.learning)
-            branch_learner = learner.build(model, online_config)
+            branch_learner = learner.build(model, online_config, reference)
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)

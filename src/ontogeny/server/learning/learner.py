@@ -6,8 +6,9 @@ crash can be recomputed. This module does not depend on branches, the journal or
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from ontogeny.runs.folder import library_versions
 from ontogeny.server.learning.acceptance import NUM_WINDOWS, Pause, do_not_pause, held_out_loss, text_nats
 from ontogeny.types import Weights
 
+MAX_CONTEXT = 512  # of a model that came without its training texts
 REHEARSAL_SEED = 0  # the windows depend on this seed and on the branch's number of steps
 
 
@@ -53,22 +55,31 @@ class BranchScratch(NamedTuple):
     num_steps: Int32[Array, ""]  # taken by this branch
 
 
-def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
+def build(
+    model: LanguageModel, online_config: OnlineConfig, reference: Sequence[Path] = (), max_context: int = MAX_CONTEXT
+) -> BranchLearner:
     """Builds the learner of a model.
 
     Args:
-        model: A model that was trained by `ontogeny lm train`, with its texts.
+        model: A model that was trained by `ontogeny lm train`, with its texts, or one that came without them.
         online_config: How the weights are updated.
+        reference: For a model without its training texts: files of text like them, for rehearsal and for the
+            acceptance test.
+        max_context: How many tokens before a token such a model learns with at most.
 
     Raises:
-        BadInput: The model came without its training texts, or the settings do not suit it.
+        BadInput: The model has neither training texts nor a reference, or the settings do not suit it.
     """
-    if model.run is None:
+    if model.run is not None:
+        config, texts = model.config, corpus.load_corpus(model.run)
+    elif reference:
+        config = model.config._replace(context_length=min(model.config.context_length, max_context))
+        texts = corpus.tokenize_files(reference, model.tokenizer, config.context_length)
+    else:
         raise BadInput(
-            "this model has no training texts, which the acceptance test and rehearsal need; "
-            "`ontogeny lm train FILE --from FOLDER` begins a run with it that can learn online"
+            "this model came without its training texts, which rehearsal and the acceptance test need; name text like "
+            "it with --reference-text FILE, or begin a run with `ontogeny lm train FILE --from FOLDER`"
         )
-    config, texts = model.config, corpus.load_corpus(model.run)
     learner = online_learner.build(config, online_config)
     windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
@@ -99,7 +110,7 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
         return held_out_loss(config, weights, windows, pause)
 
     encode = model.tokenizer.encode  # without an end token in front, like the prompts of requests
-    digest = _digest(model, online_config, pretrained, (texts.training, windows))
+    digest = _digest(model, config, online_config, pretrained, (texts.training, windows))
     return BranchLearner(
         model.weights, init, full_weights, encode, online_config.chunk_size, learn, score, count_bytes, loss,
         loss(model.weights), digest,
@@ -107,13 +118,17 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
 
 
 def _digest(
-    model: LanguageModel, online_config: OnlineConfig, pretrained: PretrainedWeights, texts: tuple[np.ndarray, ...]
+    model: LanguageModel,
+    config: TransformerConfig,
+    online_config: OnlineConfig,
+    pretrained: PretrainedWeights,
+    texts: tuple[np.ndarray, ...],
 ) -> str:
     """The digest of everything that an update depends on, except for the weights and the example."""
     squares = pretrained.squared_gradients
     settings: dict[str, Any] = {
         "online_config": online_config.model_dump(),
-        "config": model.config._asdict(),
+        "config": config._asdict(),
         "versions": {name: version for name, version in library_versions().items() if name != "devices"},
         "squared_gradients": None if squares is None else trees.digest(squares),
     }
