@@ -195,7 +195,7 @@ def report_shares(
             "float32 products": 2 * num_weights * speed / limits["float32 products"],
         }
         for name, share in shares.items():
-            record = {"name": f"lm_generate: share of {name}, {num_streams} streams, {weights}"}
+            record = {"name": f"lm_generate: share of {name}, {num_streams} stream{'s' * (num_streams > 1)}, {weights}"}
             record |= {"value": round(share, 3), "unit": "of the measured limit", "se": None, "peer": None}
             record |= {"peer_value": None, "ratio": None, "setting": {"cores": cores}}
             print(json.dumps(record), flush=True)
