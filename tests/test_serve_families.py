@@ -51,7 +51,8 @@ def client(folders, tmp_path_factory):
     key = keys.create_key(store, "anna")[1]
     store.close()
     aliases = [part for family, folder in folders.items() for part in ("--alias", f"{family}={folder}")]
-    with ServerProcess(state_dir, *aliases) as server:
+    limit = ("--max-kv-cache-bytes", "240000") if kernels.is_active() else ()  # less than a context of 512 needs
+    with ServerProcess(state_dir, *aliases, *limit) as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
             yield client
         assert "Traceback" not in server.log.read_text()
@@ -70,6 +71,15 @@ def test_the_server_continues_a_prompt_as_the_command_line_does(client, folders,
     for prompt in prompts:
         expected = generate.generate(model, [prompt], max_tokens=12, sampling_params=GREEDY)[0]
         assert complete(client, family, prompt, temperature=0)[0] == expected.text
+
+
+@pytest.mark.skipif(not kernels.is_active(), reason="XLA reserves the memory of all slots")
+def test_a_request_that_never_fits_into_the_memory_for_keys_and_values_is_refused(client):
+    with pytest.raises(
+        openai.BadRequestError, match="an answer of 512 tokens together need .* and there are .*for all"
+    ):
+        client.completions.create(model="qwen3", prompt="The", max_tokens=600)
+    assert client.completions.create(model="qwen3", prompt="The", max_tokens=12).choices
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3"])
