@@ -76,7 +76,7 @@ def test_the_server_continues_a_prompt_as_the_command_line_does(client, folders,
 @pytest.mark.skipif(not kernels.is_active(), reason="XLA reserves the memory of all slots")
 def test_a_request_that_never_fits_into_the_memory_for_keys_and_values_is_refused(client):
     with pytest.raises(
-        openai.BadRequestError, match="an answer of 512 tokens together need .* and there are .*for all"
+        openai.BadRequestError, match=r"an answer of 512 tokens together need .* and there are .* for all"
     ):
         client.completions.create(model="qwen3", prompt="The", max_tokens=600)
     assert client.completions.create(model="qwen3", prompt="The", max_tokens=12).choices
