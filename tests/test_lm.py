@@ -816,7 +816,7 @@ def test_the_commands_train_evaluate_generate_and_export(call_cli, run):
     Path("other.txt").write_text(UNSEEN_TEXT, encoding="utf-8")
     code, output, error = call_cli("lm", "train", "mine.txt", *OPTIONS, "--out", "run")
     assert code == 0 and "after 40 steps and 2,560 tokens" in output
-    assert error.startswith("note: 7,680 parameters") and "learning rate 0.01, 40 steps" in error
+    assert error.startswith("note: 7,680 parameters") and "learning_rate=0.01" in error and "num_steps=40" in error
     assert Path("run/report.html").exists()
     assert trees.digest(models.load("run").weights) == trees.digest(models.load(run).weights)
     code, _, error = call_cli("lm", "train", "mine.txt", *OPTIONS, "--out", "run")
