@@ -60,7 +60,7 @@ def test_probabilities_of_the_mixture_sum_to_one_over_all_tokens(name):
     table = byte_decisions.tabulate(tokenizer, tokenizer.size, everything)
     padded, _ = random_network(table, np.append(history, 0))
     logits = jax.random.normal(jax.random.key(5), (1, tokenizer.size))
-    log_probabilities = np.repeat(jax.nn.log_softmax(logits), tokenizer.size, axis=0)
+    log_probabilities = jax.numpy.repeat(jax.nn.log_softmax(logits), tokenizer.size, axis=0)
     last = np.asarray(
         byte_decisions.decision_probabilities(log_probabilities, table.sorted_tokens, table.intervals[table.row_of])
     )
