@@ -5,7 +5,8 @@
     python benchmarks/lm_online.py --train shakespeare.txt --front      # bits saved and forgetting for many settings
 
 The model is trained in --run, unless that run is finished. The peer is an adaptive n-gram model of order 5 (Witten and
-Bell) over the same tokens, which starts with the counts of the training text. `mixture` combines both; `from nothing`
+Bell) over the same tokens, which starts with the counts of the training text. `mixture` combines both (the memory of
+`ontogeny lm evaluate --online` is measured by online_mixture.py); `from nothing`
 is the same network, untrained, that learns the same text online. Losses are in bits per byte with 95 % intervals over
 segments of 1,024 tokens. Forgetting is the increase of the loss on the held-out text of the run, in nats per token.
 """
@@ -85,7 +86,7 @@ def main() -> None:
 def measure(model: LanguageModel, name: str, tokens: np.ndarray, config: OnlineConfig) -> None:
     """Print the results of all conditions and controls for one text."""
     started = time.perf_counter()
-    evaluation = online.evaluate_online(model, tokens, config)
+    evaluation = online.evaluate_online(model, tokens, config, use_memory=False)
     record = online.as_record(model, evaluation, tokens, config)
     seconds = round(time.perf_counter() - started, 1)
     setting = {"text": name, "bytes": len(tokens), "learning": config.model_dump()}

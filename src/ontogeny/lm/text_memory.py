@@ -110,7 +110,7 @@ def init_memory(num_bytes: int) -> TextMemory:
             exist continue to learn.
     """
     capacity = min(max(num_bytes, 64), MAX_TEXT_BYTES)
-    num_nodes, num_roots = NODES_PER_BYTE * capacity, 2 * NUM_CONTEXTS * capacity + 1
+    num_nodes, num_roots = NODES_PER_BYTE * capacity, NUM_CONTEXTS * (capacity + 1) + 1
     zeros, ones = np.meshgrid(np.arange(MAX_COUNT + 1), np.arange(MAX_COUNT + 1), indexing="ij")
     reliability = np.tile(((ones + 0.4) / (zeros + ones + 0.8)).ravel(), NUM_CONTEXTS)
     weights = np.full((NUM_CONTEXTS + 1, NUM_INPUTS), INITIAL_WEIGHT)
