@@ -305,6 +305,7 @@ def test_an_invalid_host_or_origin_is_named(option, value, call_cli):
     assert code == 2 and option.removeprefix("--").replace("-", "_") in error and repr(value) in error
 
 
+@pytest.mark.sqlite
 def test_nobody_but_the_owner_may_read_what_a_server_writes(server):
     modes = {path: path.stat().st_mode & 0o777 for path in (server.state_dir, *server.state_dir.rglob("*"))}
     assert {path.name for path in modes} >= {"ontogeny.sqlite", "ontogeny.sqlite-wal", "snapshots", ".ontogeny.lock"}
@@ -318,6 +319,7 @@ def wide_umask():
     os.umask(before)
 
 
+@pytest.mark.sqlite
 def test_files_of_an_earlier_version_lose_the_permissions_of_others(tmp_path, wide_umask):
     folder = tmp_path / "state"
     Store(folder).close()

@@ -176,6 +176,7 @@ def server(run, tmp_path_factory):
         yield server
 
 
+@pytest.mark.sqlite
 def test_a_full_disk_is_answered_with_503_and_nothing_acknowledged_is_lost(server):
     check_full_disk(server, LimitedFileSize(server.process.pid))
 
@@ -203,6 +204,7 @@ def test_commands_on_a_full_disk_end_with_one_sentence(tmp_path):
         assert [key.name for key in keys.list_keys(store)] == ["anna"]
 
 
+@pytest.mark.sqlite
 def test_a_failed_commit_leaves_the_store_usable(tmp_path):
     store = Store(tmp_path / "state")
     for _ in range(3):

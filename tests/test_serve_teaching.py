@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import socketserver
-import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ import openai
 import pytest
 
 from ontogeny.server import keys
-from ontogeny.server.databases.sqlite import DATABASE
 from ontogeny.server.store import Store
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
@@ -185,32 +183,22 @@ def test_tokens_of_refused_requests_are_returned(server, state_dir):
 def test_a_request_abandoned_before_its_first_token_uses_no_tokens(server, state_dir, key):
     limited = create_key(state_dir, tokens_per_minute=600)
     prompt = "The sea. " * 60
-    store = sqlite3.connect(state_dir / DATABASE, isolation_level=None)
-    store.execute("BEGIN IMMEDIATE")  # the request waits for the journal
-    try:
+    with Store(state_dir) as store, store.transaction():  # the request waits for the journal
         with pytest.raises(TimeoutError):
             body = {"model": "story", "prompt": prompt, "max_tokens": 1}
             post(server, limited, "/v1/completions", body, timeout=0.5)
         assert complete(server, limited, prompt, learn=False).status == 429
-    finally:
-        store.execute("ROLLBACK")
-        store.close()
     wait_until(lambda: complete(server, limited, prompt, learn=False).status == 200, 10)
 
 
 def test_an_answer_that_ends_by_the_time_limit_names_the_example_of_its_prompt(server, state_dir, key):
-    store = sqlite3.connect(state_dir / DATABASE, isolation_level=None)
     with ThreadPoolExecutor(2) as threads:
-        store.execute("BEGIN IMMEDIATE")  # the request waits for the journal until its time is over
-        try:
+        with Store(state_dir) as store, store.transaction():  # the request waits for the journal until its time is over
             answers = [
                 threads.submit(complete, server, key, f"The {word} was slow.", stream=word == "sea")
                 for word in ("sea", "sky")
             ]
             time.sleep(TIME_LIMIT + 0.5)
-        finally:
-            store.execute("ROLLBACK")
-            store.close()
         for answer in (future.result() for future in answers):
             assert (answer.status, answer.content["error"]["code"]) == (503, "time_limit")
             assert answer.example is not None
@@ -340,21 +328,27 @@ def test_the_openai_client_that_retries_after_a_timeout_teaches_once(server, key
 
 
 def test_the_openai_client_receives_the_number_of_its_first_attempt(server, state_dir, key):
-    store = sqlite3.connect(state_dir / DATABASE, isolation_level=None, check_same_thread=False)
+    is_locked = threading.Event()
+
+    def lock() -> None:
+        with Store(state_dir) as store, store.transaction():
+            is_locked.set()
+            time.sleep(1.5)
+
     for path, body, texts in (
         ("/completions", {"model": "story", "prompt": "The disk was slow."}, ["The disk was slow."]),
         ("/models/story/examples", {"text": "It was fast."}, ["The disk was slow.", "It was fast."]),
     ):
-        store.execute("BEGIN IMMEDIATE")  # the first attempt waits for the journal
-        release = threading.Timer(1.5, lambda: store.execute("ROLLBACK"))
-        release.start()
+        is_locked.clear()
+        locking = threading.Thread(target=lock)  # the first attempt waits for the journal
+        locking.start()
+        is_locked.wait()
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=4, timeout=0.7) as client:
             answer: Any = client.post(path, cast_to=object, body=body)
-        release.join()
+        locking.join()
         examples = server.get("/v1/models/story/examples", key)[1]["data"]
         assert [example["text"] for example in examples] == texts
         assert examples[-1]["number"] == (answer["number"] if "number" in answer else answer["ontogeny"]["example"])
-    store.close()
 
 
 @pytest.mark.slow

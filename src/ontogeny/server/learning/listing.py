@@ -108,17 +108,18 @@ def num_pending_of_deployment(store: Store, deployment: str) -> int:
 def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> DecisionCount:
     """Counts the decisions about a deployment that were made since an earlier count."""
     query = (
-        "SELECT count(*), total(kind = 'learned'), total(kind = 'learned' AND share < 1), total(kind = 'rejected'), "
-        "total(share), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
+        "SELECT count(*), count(*) FILTER (WHERE kind = 'learned'), "
+        "count(*) FILTER (WHERE kind = 'learned' AND share < 1), count(*) FILTER (WHERE kind = 'rejected'), "
+        "coalesce(sum(share), 0), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
         "WHERE decisions.number > ? AND deployment = ?"
     )
     *counts, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
     num_decisions, num_learned, num_in_part, num_rejected, share = counts
     return DecisionCount(
         earlier.num_decisions + num_decisions,
-        earlier.num_learned + int(num_learned),
-        earlier.num_learned_in_part + int(num_in_part),
-        earlier.num_rejected + int(num_rejected),
+        earlier.num_learned + num_learned,
+        earlier.num_learned_in_part + num_in_part,
+        earlier.num_rejected + num_rejected,
         earlier.sum_of_shares + share,
         newest,
     )
