@@ -796,7 +796,10 @@ def test_the_memory_and_the_load_of_an_engine_change_no_bit_of_an_answer(engine,
 
 @pytest.mark.skipif(not IS_PAGED, reason="XLA reserves the memory of all slots")
 def test_a_request_that_never_fits_into_the_memory_is_refused_with_the_figures(weights):
-    with started(weights, kv_cache_bytes=1000) as engine, pytest.raises(BadInput, match="64 tokens together need 0 MB"):
+    with pytest.raises(BadInput, match=r"shortest request needs .* more than the limit of 1,000 bytes"):
+        Engine(CONFIG, kv_cache_bytes=1000)
+    with started(weights) as engine, pytest.raises(BadInput, match=r"64 tokens together need .* 500 bytes"):
+        engine._scheduler.max_bytes = 500
         engine.submit(make_request(weights, max_tokens=100), Collector())
 
 

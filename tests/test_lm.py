@@ -891,6 +891,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
         (["lm", "evaluate", "RUN", "--env", "bandit"], "--env"),
         (["evaluate", "RUN"], "is a language-model run, not"),
         (["lm", "evaluate", "RUN", "--learning", "chunk_size=8"], "it requires --online"),
+        (["lm", "evaluate", "RUN", "--no-memory"], "it requires --online"),
         (
             ["lm", "evaluate", "RUN", "--online", "--text", "long.txt", "--learning", "block=8"],
             "unknown key 'block' in [learning]",

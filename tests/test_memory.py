@@ -149,10 +149,10 @@ def test_a_prediction_counts_the_buffers_of_the_program():
 
 def test_a_run_that_needs_more_memory_than_there_is_is_refused_before_it_starts(machine, monkeypatch, tmp_path):
     machine("proc/meminfo", "MemAvailable: 1 kB")
-    with pytest.raises(BadInput, match=r"needs about 400 MB .* for the compilation .*, and only 0 MB are available"):
+    with pytest.raises(BadInput, match=r"needs about 400 MB .* for the compilation .*, and only 1,024 bytes"):
         train(SPEC, tmp_path / "run")
     monkeypatch.setattr(memory, "COMPILATION_BYTES", 0)
-    with pytest.raises(BadInput, match=r"needs about .* of memory, .* and only 0 MB more are available; choose"):
+    with pytest.raises(BadInput, match=r"needs about .* of memory, .* and only 1,024 bytes more are available; choose"):
         train(SPEC, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     machine("proc/meminfo", "MemAvailable: 9000000 kB")

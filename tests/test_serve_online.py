@@ -515,6 +515,8 @@ def test_acknowledged_examples_survive_twenty_kills(run):
         (["--log-level", "all"], "'log_level' in [serve] must be"),
         (["--port", "70000"], "'port' in [serve] must be less than or equal to 65535"),
         (["--learning", "decay_rate=0.1"], "needs 'online'"),
+        (["--reference-text", "absent.txt"], "the setting 'reference_text', which needs 'online'"),
+        (["--shared-branch"], "the setting 'shared_branch', which needs 'online'"),
     ],
 )
 def test_an_invalid_command_is_rejected_in_one_sentence(tmp_path, call_cli, arguments, words):

@@ -127,7 +127,9 @@ def read_memory(field: str) -> int | None:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as megabytes or gigabytes."""
+    """Bytes with the unit that suits the number, from bytes to gigabytes."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB" if count >= 1e4 else f"{count:,} byte{'' if count == 1 else 's'}"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

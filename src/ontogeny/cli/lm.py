@@ -235,7 +235,7 @@ def generate(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Finished language-model run with --architecture gpt2.")],
+    run: Model,
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     best: Best = False,
 ) -> None:
@@ -293,6 +293,8 @@ def evaluate(
     configure_jax(device, num_host_devices)
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
+    if not memory and not online:
+        raise BadInput("--no-memory leaves out the memory that --online mixes with the network; it requires --online")
     if online and weights not in ("auto", "float32"):
         raise BadInput(f"weights that learn are kept in float32, so --online excludes --weights {weights}")
     model = _load(run, best, None if online else weights)

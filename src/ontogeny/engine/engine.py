@@ -121,6 +121,11 @@ class Engine:
         self._runner = create_runner(config, self.max_sequence_length, max_num_seqs, kv_cache_bytes, compute_dtype)
         self._num_slots = max_num_seqs if self._runner.max_num_seqs is None else self._runner.max_num_seqs
         max_bytes = default_cache_bytes() if kv_cache_bytes is None else kv_cache_bytes
+        if kv_cache_bytes is not None and (needed := self._runner.num_bytes(1)) > kv_cache_bytes:
+            raise BadInput(
+                f"the shortest request needs {format_bytes(needed)} of memory for keys and values, more than the limit "
+                f"of {format_bytes(kv_cache_bytes)}; allow more (--max-kv-cache-bytes)"
+            )
         prefix_bytes = min(MAX_BYTES, int(PREFIX_SHARE * max_bytes))
         self.prefix_cache = PrefixCache(
             self._runner.prefix_chunk, prefix_bytes, any_length=self._runner.shares_any_length

@@ -76,7 +76,7 @@ class XlaRunner:
                 raise BadInput(
                     f"keys and values of {size} sequences of {max_length:,} tokens need "
                     f"{format_bytes(token_bytes * size * max_length)}, more than the limit of "
-                    f"{format_bytes(max_bytes)}; bound the context (--max-context) or allow more (--kv-cache-memory)"
+                    f"{format_bytes(max_bytes)}; bound the context (--max-context) or allow more (--max-kv-cache-bytes)"
                 )
         self.max_num_seqs: int | None = self._max_batches * size
         self._batches: list[SequenceBatch] = []

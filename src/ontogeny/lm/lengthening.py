@@ -12,6 +12,7 @@ from typing import Any
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.optimization import OptimizerConfig
+from ontogeny.report.formatting import pluralize
 from ontogeny.runs import checkpoint
 from ontogeny.runs.files import read_json, write_json
 from ontogeny.runs.folder import RunDescription, has_kind, read_spec
@@ -72,7 +73,9 @@ def refuse_finished(folder: Path, spec: Mapping[str, Any]) -> None:
         return
     num_steps, present = checkpoint.read_metadata(folder, WEIGHTS)["num_steps"], read_spec(folder).spec
     if (spec["num_steps"] or 0) > num_steps and dict(spec) | {"num_steps": present.get("num_steps")} == present:
-        raise BadInput(f"the folder '{folder}' holds a finished run of {num_steps} steps; --lengthen continues it")
+        raise BadInput(
+            f"the folder '{folder}' holds a finished run of {pluralize(num_steps, 'step')}; --lengthen continues it"
+        )
 
 
 def begin(folder: Path, num_steps: int) -> None:
@@ -85,10 +88,14 @@ def begin(folder: Path, num_steps: int) -> None:
     if stages and stages[-1]["num_steps"] > num_finished:
         if num_steps != stages[-1]["num_steps"]:
             begun = stages[-1]["num_steps"]
-            raise BadInput(f"the run in '{folder}' is being lengthened to {begun} steps; finish this first")
+            raise BadInput(
+                f"the run in '{folder}' is being lengthened to {pluralize(begun, 'step')}; finish this first"
+            )
         return
     if num_steps <= num_finished:
-        raise BadInput(f"the run in '{folder}' has {num_finished} steps; --lengthen requires a larger --num-steps")
+        raise BadInput(
+            f"the run in '{folder}' has {pluralize(num_finished, 'step')}; --lengthen requires a larger --num-steps"
+        )
     if not checkpoint.exists(folder, CHECKPOINT_NAME):
         raise BadInput(f"the run in '{folder}' lacks its last checkpoint, from which it could be lengthened")
     stage = {"first_step": num_finished, "num_steps": num_steps}

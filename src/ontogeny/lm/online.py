@@ -30,6 +30,7 @@ from ontogeny.lm.evaluation import OnTokensProgress, scale_estimate, token_bytes
 from ontogeny.lm.mixture import MixtureEvaluation
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
+from ontogeny.report.formatting import pluralize
 from ontogeny.seeds import check_seed
 from ontogeny.stats import RatioEstimate, ratio_of_sums
 from ontogeny.types import Weights
@@ -131,7 +132,7 @@ def evaluate_online(
     seed = check_seed(seed)
     online_learner.check_config(config, model.config.context_length)
     if len(tokens) < 2 * config.chunk_size:
-        raise BadInput(f"the text has {len(tokens):,} tokens, fewer than two chunks of {config.chunk_size}")
+        raise BadInput(f"the text has {pluralize(len(tokens), 'token')}, fewer than two chunks of {config.chunk_size}")
     pretrained = pretrained_weights(model, config)
     conditions = [(True, True), (True, False), (False, True), (False, False)]
     results, num_losses = {}, len(tokens) - 1

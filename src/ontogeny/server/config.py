@@ -94,6 +94,7 @@ class ServerConfig(FrozenModel):
     @model_validator(mode="after")
     def _check_learning(self) -> Self:
         """Settings of learning require an online deployment."""
-        if self.learning and not self.online:
-            raise ValueError("has the setting 'learning', which needs 'online'")
+        for name in ("learning", "reference_text", "shared_branch"):
+            if getattr(self, name) and not self.online:
+                raise ValueError(f"has the setting '{name}', which needs 'online'")
         return self

@@ -263,6 +263,11 @@ class Deployments:
                 raise unknown_name_error("deployment", name, names)
         loaded: dict[tuple[Path, bool], ServedModel] = {}  # deployments of one folder share its weights
         learning = {folder.resolve() for name, folder in runs if config.online and name not in config.frozen}
+        if config.weights not in (weight_types.AS_IN_FILE, "float32") and all(r.resolve() in learning for _, r in runs):
+            raise BadInput(
+                f"weights that learn are kept in float32, and no model is frozen, so --weights {config.weights} would "
+                "have no effect"
+            )
         for name, folder in runs:
             learns = config.online and name not in config.frozen
             choice = (folder.resolve(), name in config.best)

@@ -33,7 +33,7 @@ def load_served_model(folder: Path, best: bool, weights: str = weight_types.AS_I
         folder: As `ontogeny.load` takes it.
         best: Whether to take the weights of the lowest held-out loss of a run of a language model.
         weights: The type in which the matrices of a language model that does not learn are kept.
-        learns: Whether the weights learn, which requires float32.
+        learns: Whether the weights learn; they are kept in float32 whatever `weights` says.
 
     Raises:
         BadInput: The folder holds no model that can be served, or its weights cannot be kept as requested.
@@ -45,8 +45,6 @@ def load_served_model(folder: Path, best: bool, weights: str = weight_types.AS_I
         agent = kinds.load(folder)
         assert isinstance(agent, AgentSession)
         return ServedModel(agent, FINAL)
-    if learns and weights not in (weight_types.AS_IN_FILE, "float32"):
-        raise BadInput(f"the weights of '{folder}' learn, so they are kept in float32 and not in {weights}")
     steps = models.read_checkpoint_step(folder)
     model = models.load(folder, best=best, allow_unfinished=True, weights=None if learns else weights)
     if best:

@@ -30,7 +30,7 @@ ROUTING_MESSAGES = {
 REUSED_KEY = "this Idempotency-Key was used before for another request; choose another key"
 INTERNAL_ERROR = "the server failed; see its log"
 GENERATION_ERROR = "an error occurred while the answer was generated, so it is not complete; see the server's log"
-STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
+STORAGE_ERROR = "the server cannot use its disk or its database at present; retry later"
 log = logging.getLogger(__name__)
 
 
@@ -224,6 +224,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
         415: "The header `Content-Type` does not say that the body is JSON.",
         421: "The server does not answer for the host of the request.",
         429: "The key exceeded its rate limit or may not store more, or the queue is full.",
-        503: "The server is starting, has failed, cannot use its disk, or exceeded the time limit.",
+        503: "The server is starting, has failed, cannot use its disk or its database, or exceeded the time limit.",
     }.items()
 }
