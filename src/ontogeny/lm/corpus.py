@@ -171,8 +171,8 @@ def write_corpus(
         if num_tokens < context_length + 1:
             name = "held-out" if part == "held_out" else "training"
             raise BadInput(
-                f"the {name} text has {pluralize(num_tokens, 'token')}, fewer than a context of {context_length} and the "
-                "token after it: give more text, or a smaller --context-length"
+                f"the {name} text has {pluralize(num_tokens, 'token')}, fewer than a context of {context_length} and "
+                "the token after it: give more text, or a smaller --context-length"
             )
         metadata["num_tokens"][part], metadata["num_bytes"][part] = num_tokens, num_bytes
     write_json(folder / FILE, metadata)
