@@ -121,5 +121,5 @@ def test_weights_of_another_type_are_served_unless_they_learn(tmp_path):
     assert isinstance(model, LanguageModel) and weight_type_of(model.weights) == "int8"
     learning = load_served_model(GPT2, False, "int8", learns=True).model
     assert isinstance(learning, LanguageModel) and isinstance(learning.weights.embedding, jax.Array)
-    with Store(tmp_path / "state") as store, pytest.raises(BadInput, match="no model is frozen, so --weights int8"):
+    with Store(tmp_path / "state") as store, pytest.raises(BadInput, match="no others are served, so --weights int8"):
         Deployments([("a", GPT2), ("b", GPT2)], store, ServerConfig(online=True, frozen=("b",), weights="int8"))

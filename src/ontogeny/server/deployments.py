@@ -261,20 +261,18 @@ class Deployments:
         for name in (*config.frozen, *config.best):
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
-        loaded: dict[tuple[Path, bool], ServedModel] = {}  # deployments of one folder share its weights
-        learning = {folder.resolve() for name, folder in runs if config.online and name not in config.frozen}
-        if config.weights not in (weight_types.AS_IN_FILE, "float32") and all(r.resolve() in learning for _, r in runs):
+        loaded: dict[tuple[Path, bool], ServedModel] = {}  # deployments of the same weights share them
+        choices = {name: (folder.resolve(), name in config.best) for name, folder in runs}
+        learning = {choices[name] for name in names if config.online and name not in config.frozen}
+        if config.weights not in (weight_types.AS_IN_FILE, "float32") and learning.issuperset(choices.values()):
             raise BadInput(
-                f"weights that learn are kept in float32, and no model is frozen, so --weights {config.weights} would "
-                "have no effect"
+                f"weights that learn are kept in float32, and no others are served, so --weights {config.weights} "
+                "would have no effect"
             )
         for name, folder in runs:
-            learns = config.online and name not in config.frozen
-            choice = (folder.resolve(), name in config.best)
+            learns, choice = config.online and name not in config.frozen, choices[name]
             if choice not in loaded:
-                loaded[choice] = load_served_model(
-                    folder, name in config.best, config.weights, learns=folder.resolve() in learning
-                )
+                loaded[choice] = load_served_model(folder, choice[1], config.weights, learns=choice in learning)
             model, checkpoint_name = loaded[choice]
             own_config = config.model_copy(update={"online": learns})
             if own_config.max_kv_cache_bytes is None:
