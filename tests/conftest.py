@@ -59,7 +59,7 @@ install_import_hook(
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",
         "ontogeny.engine",
-        *(f"ontogeny.kernels.{name}" for name in ("cache", "packing", "sampling", "transformer")),
+        *(f"ontogeny.kernels.{name}" for name in ("cache", "packing", "transformer")),
         *(f"ontogeny.studies.mesa.planning.{name}" for name in ("abilities", "extraction", "goals", "interventions")),
         *(f"ontogeny.studies.mesa.planning.{name}" for name in ("queries", "stream_agents", "training")),
     ],

@@ -285,7 +285,7 @@ ELSEWHERE = {  # writes to places that are no run folder
     "compilation_cache.py": "repairs JAX's folder of compiled programs under JAX's own lock",
     "studies/merge.py": "copies finished developments of a part into a new folder that the run layer made",
     "studies/units.py": "locks the records of one task against a worker whose parent was killed",
-    "server/store.py": "creates the SQLite database of a server's state folder",
+    "server/databases/sqlite.py": "creates the SQLite database of a server's state folder",
     "server/recovery.py": "copies a damaged database and reads around its damaged pages",
     "audit/prequential/passes.py": "keeps what a predictor prints in temporary files",
     "server/repair.py": "keeps a copy of what was damaged in a state folder and replaces the database",
