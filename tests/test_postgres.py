@@ -16,6 +16,7 @@ from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
 from ontogeny.server.store import Store
 from postgres import find_program
+from serving import wait_until
 from stepping import fake_learner
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.skipif(find_program("initdb") is None, reason="PostgreSQL is absent")]
@@ -112,6 +113,8 @@ def test_one_server_uses_a_database_at_a_time(store, postgres, tmp_path):
         with psycopg.connect(address, autocommit=True) as connection:  # as if the connection with the lock were lost
             query = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
             assert connection.execute(query).fetchall()
+            query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            wait_until(lambda: connection.execute(query).fetchall() == [(0,)])  # the connection ends a moment later
         with second.lock():
             keys.create_key(second, "bob")
             with pytest.raises(StorageDamaged, match="another server uses"):

@@ -1,7 +1,7 @@
 """The threads that share the work of a step.
 
 A thread that waits for a piece of work of tens of microseconds has to spin: waking a sleeping one takes longer than the
-piece. A thread that spins while the core is needed for something else delays all, so helpers spin for a tenth of a
+piece. A thread that spins while the core is needed for something else delays all, so helpers spin for half a
 millisecond after a step and then sleep until the next one. Nobody waits for a helper that wakes up.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ontogeny.kernels import layout, step
 
-MAX_IDLE_SPINS = 5_000  # a tenth of a millisecond
+MAX_IDLE_SPINS = 25_000  # half a millisecond, more than Python needs between two steps
 MAX_THREADS = 8
 
 
