@@ -22,7 +22,7 @@ import numpy as np
 from lm_online import default_text
 from ontogeny import trees
 from ontogeny.lm import model as models
-from ontogeny.lm import online
+from ontogeny.lm.forgetting import measure_forgetting
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner, listing
@@ -92,7 +92,7 @@ def measure(model: models.LanguageModel, config: OnlineConfig, requests: list[st
         scores, _ = listing.list_scores(branches.store, f"reader/{OWNER}", PageRequest())
         frozen = np.array([score.frozen_bits for score in scores])
         saving = ratio_of_sums(frozen - np.array([score.live_bits for score in scores]), frozen)
-        forgetting = online.measure_forgetting(model, branches.current(OWNER).full_weights)
+        forgetting = measure_forgetting(model, branches.current(OWNER).full_weights)
         shares = [decision.share or 0.0 for decision in journal.list_decisions(branches.store, "reader")]
         return Measurement(saving, forgetting, float(np.mean(shares)), len(branches.export(OWNER)), seconds)
 

@@ -25,6 +25,7 @@ import ngram
 from ontogeny.content.transformer import TransformerWeights, init_weights
 from ontogeny.lm import corpus, online
 from ontogeny.lm.evaluation import token_losses
+from ontogeny.lm.forgetting import measure_forgetting
 from ontogeny.lm.model import LanguageModel, load
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights, parse_config
 from ontogeny.lm.training import train
@@ -139,7 +140,7 @@ def measure_front(model: LanguageModel, name: str, tokens: np.ndarray) -> None:
         config = parse_config(learning)
         pretrained = online.pretrained_weights(model, config)
         result = online.run_condition(model, pretrained, tokens, config, True, True)
-        forgetting = online.measure_forgetting(model, result.weights)
+        forgetting = measure_forgetting(model, result.weights)
         more = {"bits_per_byte": round(bits(result.losses), 4), "forgotten": round(forgetting.mean, 4)}
         more |= {"forgotten_interval": [round(forgetting.low, 4), round(forgetting.high, 4)]}
         more |= {"seconds": round(time.perf_counter() - started, 1)}

@@ -25,6 +25,7 @@ import numpy as np
 import ngram
 from ontogeny.errors import BadInput
 from ontogeny.lm import byte_decisions, corpus, mixture, online, online_learner
+from ontogeny.lm.forgetting import measure_forgetting, measure_mixture_forgetting
 from ontogeny.lm.model import LanguageModel, load
 from ontogeny.stats import ratio_of_sums
 
@@ -142,11 +143,9 @@ def measure(model: LanguageModel, trained: ngram.NgramModel, text: Text, content
         mixtures[True].mean_weights[1], 4), setting=setting)  # fmt: skip
     print_record("time of the mixture", mixture_seconds / network_seconds, "share of the network's time",
         seconds=round(network_seconds + mixture_seconds, 1), setting=setting)  # fmt: skip
-    forgetting = {"network": online.measure_forgetting(model, results[True].weights)}
+    forgetting = {"network": measure_forgetting(model, results[True].weights)}
     for name, mixing in (("mixture", True), ("mixture, weights of the parts fixed", False)):
-        forgetting[name] = online.measure_mixture_forgetting(
-            model, results[True].weights, mixtures[True], mixing=mixing
-        )
+        forgetting[name] = measure_mixture_forgetting(model, results[True].weights, mixtures[True], mixing=mixing)
     for name, estimate in forgetting.items():
         limits = [round(estimate.low, 4), round(estimate.high, 4)]
         print_record(f"forgetting of the {name}", estimate.mean, "nats per token", interval=limits, setting=setting)

@@ -29,6 +29,7 @@ from ontogeny.engine.requests import FinishOutput, GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
 from ontogeny.lm import online, optimization
+from ontogeny.lm.forgetting import measure_forgetting
 from ontogeny.lm.online_learner import parse_config
 from ontogeny.lm.training import train
 from ontogeny.runs import checkpoint
@@ -108,7 +109,7 @@ def measure_learning(model: models.LanguageModel, text: str, learning: str, sett
         peer = {"peer": "frozen", "peer_value": round(float(scores.frozen.sum()) * bits, 5)}
         online_bits = float(scores.online.sum()) * bits
         print_record("bits", online_bits, "bits per byte", setting, **peer, ratio=round(1 - saving.mean, 5))
-        forgetting = online.measure_forgetting(model, branches.current(OWNER).full_weights)
+        forgetting = measure_forgetting(model, branches.current(OWNER).full_weights)
         interval = {"interval": [forgetting.low, forgetting.high]}  # over windows, by Student's t
         print_record("forgetting", forgetting.mean, "nats per token", setting | interval)
         versions = journal.list_versions(branches.store, f"reader/{OWNER}")

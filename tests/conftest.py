@@ -55,6 +55,7 @@ install_import_hook(
                 "tokenizer",
             )
         ),
+        "ontogeny.lm.forgetting",
         "ontogeny.lm.prequential_predictor",
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",

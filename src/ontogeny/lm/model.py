@@ -134,6 +134,16 @@ def _load_weights(
     return optimization.full_weights(optimizer, base, content)
 
 
+def training_run(model: LanguageModel) -> Path:
+    """The folder of the run that trained a model; raises `BadInput` if there is none."""
+    if model.run is None:
+        raise BadInput(
+            "this model was not trained by ontogeny, so its training text is unknown: use --learning "
+            "rehearsal_batch_size=0, without fisher_decay or rms"
+        )
+    return model.run
+
+
 def read_base(folder: Path, config: TransformerConfig) -> TransformerWeights | None:
     """Read the weights with which a fine-tuning began; None where they were random."""
     return checkpoint.load(folder, INITIAL, make_template(config)) if checkpoint.exists(folder, INITIAL) else None

@@ -10,7 +10,6 @@ Letters: T tokens, C context.
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +22,13 @@ from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
-from ontogeny.lm import byte_decisions, corpus, online_learner, optimization
+from ontogeny.lm import byte_decisions, corpus, online_learner
 from ontogeny.lm import mixture as mixtures
 from ontogeny.lm.byte_decisions import DecisionTable
 from ontogeny.lm.evaluation import OnTokensProgress, scale_estimate, token_bytes
+from ontogeny.lm.forgetting import measure_forgetting, measure_mixture_forgetting
 from ontogeny.lm.mixture import MixtureEvaluation
-from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.model import LanguageModel, training_run
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.report.formatting import pluralize
 from ontogeny.seeds import check_seed
@@ -37,8 +37,6 @@ from ontogeny.types import Weights
 
 CHUNKS_PER_CALL = 50
 MAX_FISHER_WINDOWS = 256
-MAX_HELD_OUT_WINDOWS = 512
-WINDOWS_PER_CALL = 32
 SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
 NON_FINITE_LOSSES = "the losses of the frozen model are not finite, so its weights cannot be used on this text"
 # Defaults of an evaluation, which reads a long text in one pass; those of `OnlineConfig` are for short requests.
@@ -418,56 +416,6 @@ def _mixture_record(model: LanguageModel, evaluation: OnlineEvaluation, mixture:
     }
 
 
-def held_out_windows(model: LanguageModel) -> Int32[np.ndarray, "N C1"]:
-    """Windows of the held-out text of a run, on which forgetting is measured."""
-    text = corpus.load_corpus(_training_run(model)).held_out
-    return corpus.spaced_windows(text, model.config.context_length, MAX_HELD_OUT_WINDOWS)
-
-
-def measure_forgetting(model: LanguageModel, weights: TransformerWeights) -> RatioEstimate:
-    """Measure by how much the loss on the original held-out text rose.
-
-    Args:
-        model: A model that was trained by ontogeny.
-        weights: The weights after online learning.
-
-    Returns:
-        The increase in nats per token, with an interval that reflects the variation between windows.
-    """
-    windows = held_out_windows(model)
-    batches = np.array_split(windows, -(-len(windows) // WINDOWS_PER_CALL))
-
-    def losses(weights: TransformerWeights) -> np.ndarray:
-        parts = [optimization.window_losses(model.config, "float32", weights, batch) for batch in batches]
-        return np.concatenate([np.asarray(part, np.float64) for part in parts])
-
-    return _mean_increase(losses(weights) - losses(model.weights))
-
-
-def measure_mixture_forgetting(
-    model: LanguageModel, weights: TransformerWeights, mixture: MixtureEvaluation, *, mixing: bool
-) -> RatioEstimate:
-    """Measure by how much the loss of the mixture on the original held-out text rose.
-
-    Before the text, the memory is empty and the mixture is the network. Network and memory are frozen.
-
-    Args:
-        model: A model that was trained by ontogeny.
-        weights: The weights of the network after online learning.
-        mixture: Its memory after the text.
-        mixing: Whether the two weights of the mixture, which are activations, adapt to the held-out text, beginning
-            with those after the text; otherwise they stay fixed too.
-    """
-    windows = held_out_windows(model)
-    after = mixtures.window_losses(model, weights, mixture.memory, windows, mixing=mixing)
-    return _mean_increase(after - mixtures.window_losses(model, model.weights, None, windows))
-
-
-def _mean_increase(increase: np.ndarray) -> RatioEstimate:
-    """The mean of [N, C] differences with an interval over windows."""
-    return ratio_of_sums(increase.sum(axis=1), np.full(len(increase), float(increase.shape[1])))
-
-
 def relative_weight_change(weights: TransformerWeights, origin: TransformerWeights) -> float:
     """The distance of weights from others, divided by the norm of the others."""
     leaves, origins = jax.tree.leaves(weights), jax.tree.leaves(origin)
@@ -481,17 +429,7 @@ def training_tokens(model: LanguageModel) -> np.ndarray:
     Raises:
         BadInput: The model was not trained by ontogeny.
     """
-    return corpus.load_corpus(_training_run(model)).training
-
-
-def _training_run(model: LanguageModel) -> Path:
-    """The folder of the run that trained a model; raises `BadInput` if there is none."""
-    if model.run is None:
-        raise BadInput(
-            "this model was not trained by ontogeny, so its training text is unknown: use --learning "
-            "rehearsal_batch_size=0, without fisher_decay or rms"
-        )
-    return model.run
+    return corpus.load_corpus(training_run(model)).training
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
