@@ -114,7 +114,7 @@ def pytest_collection_finish(session):
 @pytest.fixture(scope="session")
 def postgres():
     """A PostgreSQL server of this worker."""
-    from postgres import running_postgres
+    from local_postgres import running_postgres
 
     with running_postgres() as server:
         yield server

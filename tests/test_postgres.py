@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from local_postgres import find_program
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import keys, migrations, quotas, relations, schema
 from ontogeny.server.learning import branch_changes, journal
@@ -16,7 +17,6 @@ from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
 from ontogeny.server.store import Store
-from postgres import find_program
 from serving import wait_until
 from stepping import fake_learner
 

@@ -1,4 +1,7 @@
-"""A PostgreSQL server of the tests, on a free port of the loopback interface, with one schema per state folder."""
+"""A PostgreSQL server of tests and benchmarks, on a free port of the loopback interface, with one schema per state folder.
+
+Its files can lie in a file system of limited size, in memory, so that its disk can be filled.
+"""
 
 import contextlib
 import hashlib
@@ -8,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -26,10 +29,11 @@ class PostgresServer:
     Args:
         folder: An empty folder, which everybody can enter.
         fsync: Whether commits wait for the disk.
+        options: Further settings of the server, such as `max_wal_size=64MB`.
     """
 
-    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
-        self.data, self.fsync = folder / "data", fsync
+    def __init__(self, folder: Path, *, fsync: bool = False, options: Sequence[str] = ()) -> None:
+        self.data, self.fsync, self._options = folder / "data", fsync, tuple(options)
         self.user = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
         if self.user is not None:
             folder.chmod(0o755)
@@ -45,6 +49,7 @@ class PostgresServer:
         """Starts the server and waits until it answers."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300"
         options += f" -c fsync={'on' if self.fsync else 'off'} -c shared_buffers=32MB"
+        options += "".join(f" -c {option}" for option in self._options)
         self._run("pg_ctl", "-D", str(self.data), "-w", "-o", options, "-l", str(self.data / "log"), "start")
 
     def stop(self, mode: str = "fast") -> None:
@@ -62,24 +67,74 @@ class PostgresServer:
         return self.address(f"s{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]}")
 
     @property
+    def is_running(self) -> bool:
+        """Whether the server process exists, also while it recovers from a crash."""
+        return self._call("pg_ctl", "-D", str(self.data), "status").returncode == 0
+
+    @property
     def _url(self) -> str:
         return f"postgresql://tests@127.0.0.1:{self.port}/postgres"
 
     def _run(self, name: str, *arguments: str) -> None:
+        done = self._call(name, *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def _call(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = find_program(name)
         assert program is not None, f"{name} is not installed"
-        done = subprocess.run(
+        return subprocess.run(
             [program, *arguments], user=self.user, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             cwd="/", timeout=60,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+
+
+class LimitedDisk:
+    """A file system in memory of limited size, which needs the rights of root (Linux only).
+
+    Args:
+        folder: An empty folder, over which it is mounted.
+        num_bytes: Its size.
+    """
+
+    def __init__(self, folder: Path, num_bytes: int) -> None:
+        self.folder, self._filling = folder, folder / "filling"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], check=True)
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether this process may mount a file system."""
+        folder = Path(tempfile.mkdtemp())
+        try:
+            LimitedDisk(folder, 1 << 20).remove()
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        finally:
+            folder.rmdir()
+        return True
+
+    def fill(self, num_free_bytes: int = 0) -> None:
+        """Takes all free space but `num_free_bytes`."""
+        with self._filling.open("ab") as file:
+            free = shutil.disk_usage(self.folder).free - num_free_bytes
+            if free > 0:
+                os.posix_fallocate(file.fileno(), file.tell(), free)
+
+    def release(self) -> None:
+        """Returns the space that `fill` took."""
+        self._filling.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Unmounts the file system."""
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 @contextlib.contextmanager
-def running_postgres(*, fsync: bool = False) -> Iterator[PostgresServer]:
-    """Starts a server of its own and stops it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="ontogeny-postgres-"))
-    server = PostgresServer(folder, fsync=fsync)
+def running_postgres(
+    *, fsync: bool = False, folder: Path | None = None, options: Sequence[str] = ()
+) -> Iterator[PostgresServer]:
+    """Starts a server of its own and stops it at the end; for `folder` and the rest, see `PostgresServer`."""
+    folder = Path(tempfile.mkdtemp(prefix="ontogeny-postgres-")) if folder is None else folder
+    server = PostgresServer(folder, fsync=fsync, options=options)
     try:
         yield server
     finally:
