@@ -1,4 +1,4 @@
-"""A PostgreSQL server of tests and benchmarks, on a free port of the loopback interface, with one schema per state folder.
+"""A PostgreSQL server of tests and benchmarks, on a free port of loopback, with one schema per state folder.
 
 Its files can lie in a file system of limited size, in memory, so that its disk can be filled.
 """
