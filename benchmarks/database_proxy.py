@@ -1,7 +1,7 @@
 """A TCP proxy between one server process and its database, which loses, delays and refuses on demand.
 
 The proxy runs on a thread of its own. It reads the messages of PostgreSQL's protocol far enough to recognize the COMMIT
-of a transaction that has written: `hold_next_commit` stops a connection right before or right after one, so that a
+of a transaction that has written: `stop_next_commit` stops a connection right before or right after one, so that a
 fault hits an open transaction, or one whose outcome its client does not learn.
 """
 
@@ -17,7 +17,7 @@ PROTOCOL = 196608  # the code of a start-up message; others ask for encryption
 WRITES = (b"INSERT", b"UPDATE", b"DELETE", b"WITH")  # the beginnings of statements that write
 
 
-class HeldCommit:
+class StoppedCommit:
     """A COMMIT that a proxy stops.
 
     Args:
@@ -56,7 +56,7 @@ class DatabaseProxy:
 
     def __init__(self, target_port: int) -> None:
         self.target_port, self.port = target_port, 0
-        self.next_commit: HeldCommit | None = None
+        self.next_commit: StoppedCommit | None = None
         self._connections: set[_Connection] = set()
         self._started, self._stopping = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=asyncio.run, args=(self._run(),), name="database proxy", daemon=True)
@@ -89,9 +89,9 @@ class DatabaseProxy:
         """Ends all disturbances."""
         self.delay, self.is_refusing, self.is_silent = 0.0, False, False
 
-    def hold_next_commit(self, *, after: bool = False) -> HeldCommit:
-        """Stops the next COMMIT of a transaction that has written; see `HeldCommit`."""
-        self.next_commit = HeldCommit(after)
+    def stop_next_commit(self, *, after: bool = False) -> StoppedCommit:
+        """Stops the next COMMIT of a transaction that has written; see `StoppedCommit`."""
+        self.next_commit = StoppedCommit(after)
         return self.next_commit
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -135,7 +135,7 @@ class _Connection:
         self._client_reader, self._client_writer = client
         self._database_reader, self._database_writer = database
         self._statements = _StatementReader()
-        self._answer_wait: HeldCommit | None = None  # the commit whose answer is stopped
+        self._answer_wait: StoppedCommit | None = None  # the commit whose answer is stopped
 
     def abort(self) -> None:
         """Resets both sides."""
@@ -146,14 +146,14 @@ class _Connection:
         """Passes on what the client sends."""
         with contextlib.suppress(OSError):
             while chunk := await self._client_reader.read(CHUNK):
-                held = self._proxy.next_commit
-                if self._statements.feed(chunk) and held is not None:
+                commit = self._proxy.next_commit
+                if self._statements.feed(chunk) and commit is not None:
                     self._proxy.next_commit = None
-                    held.client_port = self._database_writer.get_extra_info("sockname")[1]
-                    if held.after:
-                        self._answer_wait = held
+                    commit.client_port = self._database_writer.get_extra_info("sockname")[1]
+                    if commit.after:
+                        self._answer_wait = commit
                     else:
-                        await held.wait()
+                        await commit.wait()
                 await self._wait()
                 self._database_writer.write(chunk)
                 await self._database_writer.drain()
@@ -162,9 +162,9 @@ class _Connection:
         """Passes on what the database answers."""
         with contextlib.suppress(OSError):
             while chunk := await self._database_reader.read(CHUNK):
-                held, self._answer_wait = self._answer_wait, None
-                if held is not None:
-                    await held.wait()
+                commit, self._answer_wait = self._answer_wait, None
+                if commit is not None:
+                    await commit.wait()
                 await self._wait()
                 self._client_writer.write(chunk)
                 await self._client_writer.drain()

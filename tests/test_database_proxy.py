@@ -48,16 +48,16 @@ def test_a_commit_is_stopped_before_or_after_it_takes_effect(proxy, postgres, af
         connection.execute("BEGIN")
         connection.execute("SELECT 1")
         connection.execute("COMMIT")  # a transaction that only reads passes
-        held = proxy.hold_next_commit(after=after)
+        commit = proxy.stop_next_commit(after=after)
         connection.execute("BEGIN")
         connection.execute("SELECT 1")
         connection.execute("COMMIT")
-        assert not held.is_stopped.is_set()
+        assert not commit.is_stopped.is_set()
         thread = threading.Thread(target=insert, args=(connection, 10))
         thread.start()
-        assert held.is_stopped.wait(10)
+        assert commit.is_stopped.wait(10)
         assert count(postgres) == 10 + after
-        held.released.set()
+        commit.released.set()
         thread.join(10)
         assert not thread.is_alive()
     assert count(postgres) == 11
@@ -66,10 +66,10 @@ def test_a_commit_is_stopped_before_or_after_it_takes_effect(proxy, postgres, af
 @pytest.mark.parametrize("after", [False, True])
 def test_a_connection_that_is_cut_ends_an_open_transaction(proxy, postgres, after):
     with psycopg.connect(address(proxy), autocommit=True) as connection:
-        held = proxy.hold_next_commit(after=after)
+        commit = proxy.stop_next_commit(after=after)
 
         def cut() -> None:
-            held.is_stopped.wait(10)
+            commit.is_stopped.wait(10)
             assert proxy.cut() == 1
 
         thread = threading.Thread(target=cut)
