@@ -279,7 +279,14 @@ def test_an_argument_that_is_not_utf_8_is_refused(call_cli, run, option):
 )
 def test_a_prompt_that_cannot_be_continued_is_refused_before_the_first_step(call_cli, text_file, prompt, message):
     code, _, error = call_cli("lm", "train", str(text_file), *OPTIONS, "--out", "run", "--sample-prompt", prompt)
-    assert code == 2 and message in error and not [*Path().glob("run/checkpoint*")]
+    assert code == 2 and message in error and not Path("run").exists()
+
+
+def test_a_refused_prompt_changes_nothing_in_a_finished_run(call_cli, text_file, run, tmp_path):
+    shutil.copytree(run, "copy")
+    options = ["--num-steps", "100000", "--lengthen", "--sample-prompt", "a" * 15]
+    code, _, error = call_cli("lm", "train", str(text_file), *OPTIONS, "--out", "copy", *options)
+    assert code == 2 and "leaves no space" in error and not Path("copy/lengthening.json").exists()
 
 
 def test_a_lack_of_memory_is_named_without_words_of_environments_alone(call_cli, monkeypatch, run):
@@ -351,6 +358,7 @@ def test_adapters_are_trained_in_place_of_the_weights(call_cli, tmp_path, text_f
     for arguments, message in (
         (["--from", str(folder), "--optimizer", "muon"], "adapters are trained by adamw"),
         ([], "--adapter-rank requires --from"),
+        (["--from", str(folder), "--adapter-rank", "1000"], "an adapter of rank 1,000 is larger than the smallest"),
     ):
         code, _, error = call_cli("lm", "train", str(text_file), "--adapter-rank", "2", *arguments, "--out", "none")
         assert code == 2 and message in error and not Path("none").exists()
@@ -484,7 +492,7 @@ def test_a_killed_run_ends_in_bitwise_equal_weights(run, text_file, tmp_path):
 
 def test_a_run_that_cannot_begin_leaves_no_folder(text_file, tmp_path):
     with pytest.raises(BadInput, match="has 257 to"):
-        train(change(vocab_size=3, tokenizer="bpe"), [text_file], tmp_path / "run")
+        train(change(vocab_size=3, tokenizer="bpe"), [text_file], tmp_path / "runs" / "run")
     assert not list(tmp_path.iterdir())
 
 

@@ -216,5 +216,10 @@ def test_commands_use_the_database(postgres, call_cli, tmp_path, monkeypatch):
     assert "bob" not in call_cli("keys", "list", *folder)[1]
     code, _, error = call_cli("keys", "list", *folder, "--database-url", "postgresql://anna:secret@localhost/x")
     assert code == 2 and "command lines are visible to others" in error and "secret" not in error
+    empty = postgres.address_for(tmp_path / "empty")
+    code, _, error = call_cli(
+        "deployments", "move", empty, str(tmp_path / "copy"), "--state-dir", str(tmp_path / "other")
+    )
+    assert code == 2 and not (tmp_path / "copy").exists() and not (tmp_path / "other").exists(), error
     code, _, error = call_cli("deployments", "move", str(Path("a")), "b")
     assert code == 2 and "name one state folder, and one database" in error

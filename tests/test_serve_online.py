@@ -228,6 +228,8 @@ def test_the_command_line_rolls_back_freezes_and_unfreezes_beside_a_running_serv
     code, output, error = call("deployments", "rollback", "story", "--to", "0", "--key", id)
     assert code == 0 and "current version 0" in output, error
     assert prompt_logprobs(server, key["carl"]) == trained
+    code, _, error = call("deployments", "rollback", "story", "--to", "1")  # a branch at version 0 counts too
+    assert code == 2 and "--key" in error
     assert call("deployments", "freeze", "story")[0] == 0
     assert server.post("/v1/models/story/examples", {"text": "no"}, key["carl"])[0] == 409
     assert server.get("/v1/models/story/branch", key["carl"])[1]["learning"] is False

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ontogeny.engine.generate import Completion
     from ontogeny.lm.evaluation import TextEvaluation
     from ontogeny.lm.model import LanguageModel
+    from ontogeny.lm.tokenizer import Tokenizer
     from ontogeny.lm.training import TrainProgress, TrainStart
     from ontogeny.stats import RatioEstimate
 
@@ -86,6 +87,7 @@ def train(
             on_progress=display.on_progress,
             on_start=display.on_start,
             on_evaluation=display.on_evaluation,
+            check_tokenizer=display.check_prompt,
             checkpoint_interval=checkpoint_interval,
         )
     summary = checkpoint.read_metadata(out, "weights")
@@ -108,6 +110,15 @@ class _TrainDisplay:
         self._reading = stack.enter_context(contextlib.ExitStack())
         self._reading.enter_context(shared.progress("reading and tokenizing", "bytes"))
 
+    def check_prompt(self, tokenizer: "Tokenizer", context_length: int) -> None:
+        """Raise `BadInput` where the prompt leaves no space for a sample."""
+        num_tokens = len(tokenizer.encode(self._sample_prompt or ""))
+        if num_tokens >= context_length - 1:
+            raise BadInput(
+                f"--sample-prompt has {num_tokens:,} tokens, which leaves no space in the model's context of "
+                f"{context_length}"
+            )
+
     def on_start(self, start: "TrainStart") -> None:
         """Print the settings and whether the run is resumed; only from now on the rate counts."""
         self._reading.close()
@@ -120,12 +131,6 @@ class _TrainDisplay:
             f"read in {time.perf_counter() - self._created_at:.1f} s"
         )
         shared.print_note("settings: " + ", ".join(f"{name}={start.settings[name]}" for name in start.settings))
-        num_prompt_tokens = len(start.tokenizer.encode(self._sample_prompt or ""))
-        if num_prompt_tokens >= model.context_length - 1:
-            raise BadInput(
-                f"--sample-prompt has {num_prompt_tokens:,} tokens, which leaves no space in the model's context of "
-                f"{model.context_length}"
-            )
         if start.overlap:
             shared.print_note(
                 f"{start.overlap:.1%} of the 13-grams of words of the held-out files are in the files that are trained "

@@ -77,12 +77,12 @@ def roll_back(
 
     Example: ontogeny deployments rollback story --to 0
     """
-    from ontogeny.server.learning import branch_changes
+    from ontogeny.server.learning import branch_changes, journal
 
     store = open_store(state_dir, database_url)
     branches = _list_branches(store, name)
-    if key is None:
-        chosen = [branch for branch in branches if branch.current_version]
+    if key is None:  # a branch that was rolled back to version 0 has others to return to
+        chosen = [branch for branch in branches if journal.next_version(store, branch.branch) > 1]
     else:
         chosen = [branch for branch in branches if branch.owner_key == key]
     if len(chosen) > 1:

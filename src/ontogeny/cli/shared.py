@@ -331,18 +331,24 @@ def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
 
 
 def _progress_lines(description: str, unit: str) -> UpdateProgress:
-    """A function that takes the units done and all units, and prints them where the last line is long ago."""
-    start = last = time.monotonic()
+    """A function that takes the units done and all units, and prints them where the last line is long ago.
+
+    The remaining time follows from the time since the first call, before which programs are compiled.
+    """
+    last = time.monotonic()
+    first: tuple[float, int] | None = None  # time and units of the first call
 
     def update(num_done: int, total: int, text: str = "") -> None:
-        nonlocal last
+        nonlocal first, last
         time_of_call = time.monotonic()
+        first = first or (time_of_call, num_done)
         if time_of_call - last < LINE_INTERVAL or not 0 < num_done < total:
             return
         last = time_of_call
-        seconds = (time_of_call - start) * (total - num_done) / num_done
-        detail = f", {text}" if text else ""
-        line = f"{description}: {num_done:,} of {total:,} {unit}{detail}, about {seconds:,.0f} s left"
+        line = f"{description}: {num_done:,} of {total:,} {unit}" + (f", {text}" if text else "")
+        if num_done > first[1]:
+            seconds = (time_of_call - first[0]) * (total - num_done) / (num_done - first[1])
+            line += f", about {seconds:,.0f} s left"
         print(to_printable(line), file=sys.stderr, flush=True)
 
     return update

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.content.transformer_block import BlockWeights, Linear
+from ontogeny.errors import BadInput
 
 AdapterTree = tuple[dict[str, "Adapter"], ...]  # one dictionary per block
 
@@ -21,6 +22,15 @@ class Adapter(NamedTuple):
 
     down: Float[Array, "I r"]
     up: Float[Array, "r O"]
+
+
+def check_rank(model_config: TransformerConfig, rank: int) -> None:
+    """Raise `BadInput` where a rank is larger than a dimension of a matrix, whose changes could all have that rank."""
+    smallest = min(model_config.width, model_config.num_heads * model_config.size_of_head, model_config.mlp_width)
+    if rank > smallest:
+        raise BadInput(
+            f"an adapter of rank {rank:,} is larger than the smallest dimension of the model's matrices, {smallest:,}"
+        )
 
 
 def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, rank: int) -> AdapterTree:

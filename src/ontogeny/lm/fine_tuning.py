@@ -15,6 +15,7 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.adapters import check_rank
 from ontogeny.lm.chat_template import write_chat_template
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.model import INITIAL, LanguageModel
@@ -41,6 +42,7 @@ def complete_config(config: TrainConfig, base: LanguageModel) -> TrainConfig:
             raise BadInput(f"with --from the model has its own {name}, so --{name.replace('_', '-')} cannot be set")
     if config.adapter_rank and config.optimizer != "adamw":
         raise BadInput(f"adapters are trained by adamw, so --optimizer {config.optimizer} cannot be set")
+    check_rank(base.config, config.adapter_rank)
     context_length = config.context_length or min(base.config.context_length, MAX_CONTEXT_LENGTH)
     if context_length > base.config.context_length:
         raise BadInput(f"a context of {context_length} is longer than that of the model, {base.config.context_length}")

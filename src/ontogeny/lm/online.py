@@ -128,7 +128,7 @@ def evaluate_online(
             ontogeny.
     """
     seed = check_seed(seed)
-    online_learner.check_config(config, model.config.context_length)
+    online_learner.check_config(config, model.config)
     if len(tokens) < 2 * config.chunk_size:
         raise BadInput(f"the text has {pluralize(len(tokens), 'token')}, fewer than two chunks of {config.chunk_size}")
     pretrained = pretrained_weights(model, config)

@@ -29,7 +29,7 @@ from ontogeny.content import transformer
 from ontogeny.content.optimizers import apply_gradient, build_optimizer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
-from ontogeny.lm.adapters import add_adapters, init_adapters
+from ontogeny.lm.adapters import add_adapters, check_rank, init_adapters
 from ontogeny.types import PyTree, Weights
 from ontogeny.validation import FrozenModel, validate
 
@@ -112,20 +112,21 @@ def parse_config(text: str, defaults: Mapping[str, Any] = MappingProxyType({})) 
     return validate(OnlineConfig, dict(defaults) | plugins.parse(f":{text}")[1], "learning", "setting")
 
 
-def check_config(config: OnlineConfig, context_length: int) -> OnlineConfig:
-    """Check that a model's context is at least as long as a chunk; `BadInput` otherwise."""
+def check_config(config: OnlineConfig, model_config: TransformerConfig) -> None:
+    """Raise `BadInput` where a chunk is longer than a model's context, or adapters have a rank that no matrix has."""
+    context_length = model_config.context_length
     if config.chunk_size > context_length:
         raise BadInput(f"a chunk of {config.chunk_size} tokens is longer than the model's context of {context_length}")
-    return config
+    check_rank(model_config, config.adapter_rank)
 
 
 def build(model_config: TransformerConfig, config: OnlineConfig) -> OnlineLearner:
     """Build the learner of all models of one config.
 
     Raises:
-        BadInput: A chunk is longer than the model's context.
+        BadInput: A chunk is longer than the model's context, or the rank of the adapters too large.
     """
-    check_config(config, model_config.context_length)
+    check_config(config, model_config)
     optimizer = _make_optimizer(config)
     initial_content = partial(_initial_content, model_config, config)
 

@@ -69,7 +69,6 @@ class TrainStart(NamedTuple):
         overlap: The share of the 13-grams of words of held-out files that the training files contain; 0 where it is at
             most `evaluation.MAX_OVERLAP`, and of a split by tails, whose files are in both parts.
         settings: Of the training, by name; a setting that has no meaning for it is absent.
-        tokenizer: Of the model.
     """
 
     step: int
@@ -81,7 +80,6 @@ class TrainStart(NamedTuple):
     optimizer: OptimizerConfig
     overlap: float
     settings: dict[str, Any]
-    tokenizer: Tokenizer
 
 
 OnTrainProgress = Callable[[TrainProgress], None]
@@ -89,8 +87,11 @@ OnTrainStart = Callable[[TrainStart], None]
 OnTrainEvaluation = Callable[[TrainProgress, LanguageModel], None]
 
 
+CheckTokenizer = Callable[[Tokenizer, int], None]
+
+
 class TrainCallbacks(NamedTuple):
-    """What a caller is told of a training.
+    """Functions that a training calls.
 
     Attributes:
         on_start: Called before the first step, when the texts are read and tokenized.
@@ -114,6 +115,7 @@ def train(
     on_progress: OnTrainProgress | None = None,
     on_start: OnTrainStart | None = None,
     on_evaluation: OnTrainEvaluation | None = None,
+    check_tokenizer: CheckTokenizer | None = None,
     checkpoint_interval: float = 10.0,
 ) -> Path:
     """Train a language model on text files.
@@ -130,6 +132,8 @@ def train(
         on_progress: See `TrainCallbacks`, as for the next two.
         on_start: Called before the first step.
         on_evaluation: Called when the held-out text has been scored.
+        check_tokenizer: Called with the tokenizer and the context length as soon as they are known. It may raise
+            `BadInput`; a new folder is then removed, and an old one stays untouched.
         checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
 
     Returns:
@@ -163,10 +167,12 @@ def train(
             spec,
             versions=versions,
             final=None if lengthen else f"{models.WEIGHTS}.json",
-            prepare=lambda folder: _prepare(folder, config, texts, initial),
+            prepare=lambda folder: _prepare(folder, config, texts, initial, check_tokenizer),
         ),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
+        if check_tokenizer is not None:
+            check_tokenizer(models.read_tokenizer(out), models.read_config(out).context_length)
         if lengthen:
             lengthening.begin(out, num_requested_steps)
         callbacks = TrainCallbacks(on_start, on_progress, on_evaluation)
@@ -212,7 +218,11 @@ def _optimizer_config(config: TrainConfig, num_steps: int) -> OptimizerConfig:
 
 
 def _prepare(
-    folder: Path, config: TrainConfig, texts: Sequence[TextFile], initial: LanguageModel | None
+    folder: Path,
+    config: TrainConfig,
+    texts: Sequence[TextFile],
+    initial: LanguageModel | None,
+    check_tokenizer: CheckTokenizer | None,
 ) -> dict[str, Any]:
     """Write tokenizer and tokens into the folder of a new run, and return the details for `spec.json`."""
     parts = corpus.split_files(texts, config.split, config.held_out_fraction, config.seed)
@@ -223,6 +233,8 @@ def _prepare(
     else:
         tokenizer, context_length = initial.tokenizer, config.context_length or initial.config.context_length
         model_config, details = fine_tuning.write_base(folder, initial, context_length)
+    if check_tokenizer is not None:
+        check_tokenizer(tokenizer, model_config.context_length)
     tokens = corpus.write_corpus(folder, parts, tokenizer, model_config.context_length)
     num_parameters = trees.num_elements(models.make_template(model_config))
     tokens_per_step = model_config.context_length * (config.batch_size or 1) * config.gradient_accumulation
@@ -332,12 +344,14 @@ def _describe_start(setting: _Setting, description: RunDescription, step: int, n
         for name, setting_value in (description.spec | {"num_steps": config.num_steps}).items()
         if name in TrainConfig.model_fields and setting_value is not None
     }
-    if "initial" in description.spec:  # the size is that of the other model
-        settings = {name: settings[name] for name in settings if name not in ("size", "architecture")}
+    absent = {"size", "architecture"} if "initial" in description.spec else set[str]()  # those of the other model
+    if settings["tokenizer"] != "bpe":
+        absent.add("vocab_size")
+    settings = {name: settings[name] for name in settings if name not in absent}
     num_tokens = len(texts.training), len(texts.held_out)
-    tokenizer, overlap = models.read_tokenizer(setting.folder), details.get("overlap", 0.0)
     counts = details["num_parameters"], num_trained, num_tokens
-    return TrainStart(step, config.num_steps, *counts, setting.model_config, config, overlap, settings, tokenizer)
+    overlap = details.get("overlap", 0.0)
+    return TrainStart(step, config.num_steps, *counts, setting.model_config, config, overlap, settings)
 
 
 def _advance(

@@ -92,7 +92,7 @@ def claim(
     sources = dict(files or {})
     description = describe(kind, spec, sources, versions)
     _refuse_foreign(folder, description, final)
-    is_new = not folder.exists()
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,8 +103,11 @@ def claim(
             try:
                 write_spec(folder, description, sources, prepare)
             except BaseException:
-                if is_new:
+                if new_folders:
                     shutil.rmtree(folder, ignore_errors=True)
+                for parent in new_folders[1:]:
+                    with contextlib.suppress(OSError):  # another process has put something into it
+                        parent.rmdir()
                 raise
         yield folder
 

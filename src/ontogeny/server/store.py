@@ -54,10 +54,10 @@ class Store:
                 )
             refuse_run_folder(self.folder, "the state of a server")
         try:
-            self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             self.database = self._open(address, create, read_only)
             if not read_only:
-                self.snapshots.mkdir(mode=OWNER_FOLDER, exist_ok=True)
+                for path in (self.folder, self.snapshots):
+                    path.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
                 self._restrict_access()
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
@@ -158,6 +158,7 @@ class Store:
     def _open(self, address: str | None, create: bool, read_only: bool) -> Database:
         """Opens the database."""
         if address is None:
+            self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             return SQLiteDatabase(self.folder, self.snapshots, read_only=read_only)
         for module in ("sqlalchemy", "alembic", "psycopg"):
             import_optional(module, "postgres", "states of a server in PostgreSQL", module)
