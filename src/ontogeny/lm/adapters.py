@@ -26,10 +26,10 @@ class Adapter(NamedTuple):
 
 def check_rank(model_config: TransformerConfig, rank: int) -> None:
     """Raise `BadInput` where a rank is larger than a dimension of a matrix, whose changes could all have that rank."""
-    smallest = min(model_config.width, model_config.num_heads * model_config.size_of_head, model_config.mlp_width)
-    if rank > smallest:
+    dimension = min(model_config.width, model_config.num_heads * model_config.size_of_head, model_config.mlp_width)
+    if rank > dimension:
         raise BadInput(
-            f"an adapter of rank {rank:,} is larger than the smallest dimension of the model's matrices, {smallest:,}"
+            f"an adapter of rank {rank:,} is larger than the smallest dimension of the model's matrices, {dimension:,}"
         )
 
 
