@@ -85,6 +85,10 @@ class DatabaseProxy:
         """Resets all connections; returns how many there were."""
         return self._call(self._reset())
 
+    def database_ports(self) -> list[int]:
+        """The ports of all connections at the database, by which `pg_stat_activity` lists their sessions."""
+        return [connection.port for connection in list(self._connections)]
+
     def restore(self) -> None:
         """Ends all disturbances."""
         self.delay, self.is_refusing, self.is_silent = 0.0, False, False
@@ -134,6 +138,7 @@ class _Connection:
         self._proxy = proxy
         self._client_reader, self._client_writer = client
         self._database_reader, self._database_writer = database
+        self.port: int = self._database_writer.get_extra_info("sockname")[1]
         self._statements = _StatementReader()
         self._answer_wait: StoppedCommit | None = None  # the commit whose answer is stopped
 
@@ -149,7 +154,7 @@ class _Connection:
                 commit = self._proxy.next_commit
                 if self._statements.feed(chunk) and commit is not None:
                     self._proxy.next_commit = None
-                    commit.client_port = self._database_writer.get_extra_info("sockname")[1]
+                    commit.client_port = self.port
                     if commit.after:
                         self._answer_wait = commit
                     else:

@@ -112,12 +112,13 @@ class LimitedDisk:
             folder.rmdir()
         return True
 
-    def fill(self, num_free_bytes: int = 0) -> None:
-        """Takes all free space but `num_free_bytes`."""
+    def fill(self) -> None:
+        """Takes all free space, in ever smaller steps, because somebody else may write meanwhile."""
         with self._filling.open("ab") as file:
-            free = shutil.disk_usage(self.folder).free - num_free_bytes
-            if free > 0:
-                os.posix_fallocate(file.fileno(), file.tell(), free)
+            for size in (16 << 20, 1 << 20, 64 << 10, 4 << 10):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
 
     def release(self) -> None:
         """Returns the space that `fill` took."""

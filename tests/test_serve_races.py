@@ -39,7 +39,7 @@ from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.types import Weights
 from serving import ROOT, copy_state_folder, shared_run
 from stepping import SteppedStore, SteppedThread, fake_learner
-from workload import AcknowledgedExamples, Workload, check_decisions
+from workload import AcknowledgedExamples, Workload
 
 MAX_STEPS = 20_000  # after which a test has hung
 INDICES = st.integers(0, 10**6)  # of one of several things, modulo their number
