@@ -213,7 +213,7 @@ class Injector:
         replica = self._choose()
         number = self._process_number(replica)
         before = self._branches_of(number)
-        others = [other for other in self._cluster.replicas if other is not replica and other.is_ready]
+        receivers = [r for r in self._cluster.replicas if r is not replica and r.is_ready]
         is_planned = self._draw.random() < 0.5
         if is_planned:
             replica.send_signal(signal.SIGTERM)
@@ -224,13 +224,15 @@ class Injector:
         left = self._branches_of(number)
         is_incomplete = bool(left) or (is_planned and replica.is_running)
         if before and is_incomplete:
-            how = "SIGTERM" if is_planned else "SIGKILL"
-            self._hits["hand_over"] = f"{how}: {len(left)} of {len(before)} branches were still owned"
+            cause = "SIGTERM" if is_planned else "SIGKILL"
+            self._hits["hand_over"] = f"{cause}: {len(left)} of {len(before)} branches were still owned"
         victims: list[Replica] = [replica] if is_planned and replica.is_running else []
-        victim = self._draw.choice(victims + others[:1] * (len(others) > 1)) if victims or len(others) > 1 else None
+        victim = (
+            self._draw.choice(victims + receivers[:1] * (len(receivers) > 1)) if victims or len(receivers) > 1 else None
+        )
         self._target = replica.number
         if victim is None:
-            self._cluster.proxies[replica.number if is_planned else others[0].number].cut()
+            self._cluster.proxies[replica.number if is_planned else receivers[0].number].cut()
         else:
             self._details["victim"] = victim.number
             victim.kill()

@@ -27,6 +27,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from journal_checks import check_decisions
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.server.learning import branch_changes, journal, loading, partial_steps
