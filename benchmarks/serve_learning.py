@@ -24,11 +24,13 @@ import jax
 import numpy as np
 
 from lm_online import default_text
+from ontogeny import kernels
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import FinishOutput, GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
 from ontogeny.lm import online, optimization
+from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.lm.forgetting import measure_forgetting
 from ontogeny.lm.online_learner import parse_config
 from ontogeny.lm.training import train
@@ -96,7 +98,8 @@ def measure_learning(model: models.LanguageModel, text: str, learning: str, sett
     """Learns a text with one configuration and prints its records."""
     config = parse_config(learning)
     setting = setting | {"online_config": config.model_dump()}
-    branch_learner, max_forgetting = learner.build(model, config), setting["max_forgetting"]
+    branch_learner = learner.build(model, config, applies_adapters=kernels.is_active())
+    max_forgetting = setting["max_forgetting"]
     with tempfile.TemporaryDirectory() as folder:
         limits = BranchConfig(max_forgetting=max_forgetting)
         branches = BranchManager(Store(Path(folder)), "reader", branch_learner, config=limits)
@@ -174,8 +177,8 @@ def measure_generation(model: models.LanguageModel, branches: BranchManager, set
         owners = [f"owner{number}" for number in range(NUM_BRANCHES)]
         for owner in owners:
             branches.restore(owner, state, "benchmark")
-        separate = [branches.current(owner).full_weights for owner in owners]
-        shared = [branches.current(OWNER).full_weights] * NUM_BRANCHES
+        separate = [branches.current(owner).served for owner in owners]
+        shared = [branches.current(OWNER).served] * NUM_BRANCHES
         measure_throughput(engine, shared)  # warm-up
         shared_throughput, throughput = measure_throughput(engine, shared), measure_throughput(engine, separate)
     finally:
@@ -191,7 +194,7 @@ def measure_generation(model: models.LanguageModel, branches: BranchManager, set
     )
 
 
-def measure_throughput(engine: Engine, weights: Sequence[Any]) -> float:
+def measure_throughput(engine: Engine, weights: Sequence[AdaptedWeights]) -> float:
     """Returns the tokens per second of one stream per element of `weights`."""
     finished, started_at, num_before = threading.Semaphore(0), time.perf_counter(), engine.num_generated_tokens
 
@@ -202,7 +205,8 @@ def measure_throughput(engine: Engine, weights: Sequence[Any]) -> float:
     for number in range(NUM_ROUNDS):
         for stream, stream_weights in enumerate(weights):
             sampling = SamplingParams(seed=number * len(weights) + stream)
-            engine.submit(GenerationRequest(stream_weights, (32,), MAX_TOKENS, sampling), on_output)
+            request = GenerationRequest(stream_weights.weights, (32,), MAX_TOKENS, sampling)
+            engine.submit(request._replace(adapter=stream_weights.adapter), on_output)
         for _ in weights:
             if not finished.acquire(timeout=600):
                 raise SystemExit("the engine did not finish a request within 600 s")

@@ -13,6 +13,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import Norm, TransformerWeights
 from ontogeny.errors import BadInput
+from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.store import Store
@@ -158,5 +159,16 @@ def fake_learner(
         return float(len(tokens) + np.asarray(weights.embedding).sum())
 
     return BranchLearner(
-        trained, init, lambda content: content, encode, MAX_TEXT, learn, score, len, held_out_loss, 2.0, "fake"
+        trained,
+        init,
+        lambda content: content,
+        AdaptedWeights,
+        encode,
+        MAX_TEXT,
+        learn,
+        score,
+        len,
+        held_out_loss,
+        2.0,
+        "fake",
     )

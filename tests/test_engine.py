@@ -25,6 +25,7 @@ from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adju
 from ontogeny.engine.scheduler import Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
+from ontogeny.lm.adapters import AdaptedWeights, init_adapters
 from ontogeny.lm.tokenizer import ByteTokenizer, read_tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.computes
@@ -354,6 +355,65 @@ def test_requests_for_other_weights_change_no_bit(engine, weights):
     assert mixed[::2] == separate
     assert mixed[1::2] != separate
     assert [score.logprob for score in mixed[0][0]] != [score.logprob for score in mixed[1][0]]
+
+
+@pytest.fixture(scope="module")
+def adapters(weights):
+    """Adapters of random numbers, and None."""
+    generator = np.random.default_rng(0)
+
+    def fill(leaf):
+        return jax.numpy.asarray(0.2 * generator.standard_normal(leaf.shape, dtype=np.float32))
+
+    return [None, *(jax.tree.map(fill, init_adapters(CONFIG, weights, 4)) for _ in range(3))]
+
+
+@pytest.mark.skipif(not IS_PAGED, reason="XLA generates with weights that adapters were added to")
+def test_requests_with_different_adapters_share_steps_and_no_bit_depends_on_that(engine, weights, adapters, steps):
+    def requests(shift=0):
+        return [
+            random_request(n, weights)._replace(
+                adapter=adapters[(n + shift) % len(adapters)], cache_scope=("anna", str((n + shift) % len(adapters)))
+            )
+            for n in range(24)
+        ]
+
+    separate = [answer(engine, request) for request in requests()]
+    num_separate = len(steps)
+    steps.clear()
+    together = answer_all(engine, requests())
+    assert together == separate and len(steps) < num_separate / 4 and max(steps) > len(adapters)
+    exchanged = answer_all(engine, requests(1))  # other adapters change every answer with any token
+    assert all(left != right for left, right in zip(exchanged, together, strict=True) if left[0] or left[1])
+    # Weights that an adapter was added to give nearly the same log-probabilities, and share no step.
+    scored = make_request(weights, tuple(range(40)), 0, GREEDY, num_logprobs=0, score_prompt=True)
+    for adapter in adapters:
+        merged = answer(engine, scored._replace(weights=AdaptedWeights(weights, adapter).merge()))[0]
+        applied = answer(engine, scored._replace(adapter=adapter))[0]
+        pairs = [(left.logprob, right.logprob) for left, right in zip(applied[1:], merged[1:], strict=True)]
+        np.testing.assert_allclose(*zip(*pairs, strict=True), atol=1e-4)
+
+
+@pytest.mark.skipif(not IS_PAGED, reason="XLA generates with weights that adapters were added to")
+def test_a_text_with_an_adapter_continues_from_its_activations_and_beyond_the_context(engine, weights, adapters):
+    first = make_request(weights, tuple(range(60)), 20, num_logprobs=1, adapter=adapters[1], returns_activations=True)
+    collector, others = Collector(), [Collector() for _ in adapters]
+    engine.submit(first, collector)
+    for adapter, other in zip(adapters, others, strict=True):
+        engine.submit(make_request(weights, (5, 6, 7), 30, adapter=adapter), other)
+    tokens = [output.token for output in collector.wait()[1]]
+    assert collector.activations.tokens[-20:] == tuple(tokens)
+    second = make_request(weights, (*collector.activations.tokens, 9), 4, num_logprobs=1, adapter=adapters[1])
+    continued = answer(engine, second._replace(activations=collector.activations))
+    assert continued[1] == answer(engine, second._replace(activations=collector.activations))[1]
+    other = answer(engine, second._replace(activations=collector.activations, adapter=adapters[2]))
+    assert other[1] != continued[1]
+
+
+@pytest.mark.skipif(IS_PAGED, reason="the kernels apply adapters")
+def test_programs_take_no_adapter(engine, weights, adapters):
+    with pytest.raises(BadInput, match="needs weights that an adapter was added to"):
+        engine.submit(make_request(weights, adapter=adapters[1]), Collector())
 
 
 def test_prompt_log_probabilities_are_those_of_one_forward_pass(engine, weights):

@@ -17,6 +17,7 @@ from ontogeny.content.transformer import TransformerConfig
 from ontogeny.content.transformer_block import RopeScaling
 from ontogeny.engine.runners import TokenDraw
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
+from ontogeny.lm.adapters import add_adapters, init_adapters
 
 pytest.importorskip("numba")
 from ontogeny.engine.kernel_sampling import sample_tokens
@@ -179,10 +180,122 @@ def test_a_context_of_32768_tokens_needs_memory_for_the_tokens_that_it_has():
     assert cache.num_bytes == 2**15 // 64 * page_bytes(config) and np.isfinite(logits).all()
 
 
-def test_steps_have_the_same_bits_with_any_number_of_threads_and_beside_each_other(model, monkeypatch):
+RANKS = (8, 3, 20)
+NUM_ADAPTED = 8
+
+
+class AdaptedModel:
+    """Adapters of several ranks, all numbers of which are random, and the logits of sequences alone."""
+
+    def __init__(self, model):
+        self.model, random = model, np.random.default_rng(3)
+        self.adapters = [
+            jax.tree.map(
+                lambda leaf: jax.numpy.asarray(0.05 * random.standard_normal(leaf.shape, dtype=np.float32)),
+                init_adapters(model.config, model.weights, rank),
+            )
+            for rank in RANKS
+        ]
+        self.packed = [packing.PackedAdapter(model.config, adapter) for adapter in self.adapters]
+        packed = [*self.packed, None]
+        self.of_sequences = [packed[number % len(packed)] for number in (0, 0, 1, 3, 2, 0, 3, 3)]
+        self.logits = np.stack([self.extend([n], [model.tokens[n]], model.new_caches(1)) for n in range(NUM_ADAPTED)])
+
+    def extend(self, numbers, tokens, caches, logits="all"):
+        adapters = [self.of_sequences[number] for number in numbers]
+        return self.model.extend(caches, tokens, logits, None, adapters)
+
+
+@pytest.fixture(scope="module")
+def adapted(model):
+    return AdaptedModel(model)
+
+
+def decode_together(adapted, numbers):
+    """The logits of a decode step of these sequences, each of which is at another position."""
+    model, lengths = adapted.model, [5 * number + 3 for number in numbers]
+    caches = model.new_caches(len(numbers))
+    prompts = [model.tokens[i, :n] for i, n in zip(numbers, lengths, strict=True)]
+    adapted.extend(numbers, prompts, caches, "none")
+    new = [model.tokens[i, n : n + 1] for i, n in zip(numbers, lengths, strict=True)]
+    return adapted.extend(numbers, new, caches), adapted.logits[numbers, lengths]
+
+
+def test_a_sequence_with_an_adapter_has_the_same_bits_alone_and_among_others(adapted):
+    random = np.random.default_rng(0)
+    for num_sequences in range(1, NUM_ADAPTED + 1):
+        order = random.permutation(NUM_ADAPTED)[:num_sequences].tolist()
+        assert equal_bits(*decode_together(adapted, order))
+    without = [number for number, adapter in enumerate(adapted.of_sequences) if adapter is None]
+    assert equal_bits(adapted.logits[without], adapted.model.logits[without])
+    adapted.of_sequences[0], adapted.of_sequences[2] = adapted.of_sequences[2], adapted.of_sequences[0]
+    try:  # the same comparison detects adapters that are exchanged
+        logits, expected = decode_together(adapted, list(range(NUM_ADAPTED)))
+    finally:
+        adapted.of_sequences[0], adapted.of_sequences[2] = adapted.of_sequences[2], adapted.of_sequences[0]
+    assert [equal_bits(*pair) for pair in zip(logits, expected, strict=True)] == [n not in (0, 2) for n in range(8)]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64, 71])
+def test_prefill_with_adapters_has_the_same_bits_for_any_division_into_chunks(adapted, chunk):
+    model, numbers, parts = adapted.model, range(5), []
+    caches = model.new_caches(len(numbers))
+    for first in range(0, NUM_TOKENS, chunk):
+        logits = adapted.extend(numbers, list(model.tokens[:5, first : first + chunk]), caches)
+        parts.append(logits.reshape(5, -1, model.config.vocab_size))
+    assert equal_bits(np.concatenate(parts, axis=1), adapted.logits[:5])
+
+
+def test_an_adapter_changes_the_logits_as_weights_do_to_which_it_is_added(adapted):
+    model, forward = adapted.model, jax.jit(xla.forward, static_argnums=0)
+    base = jax.tree.map(jax.numpy.asarray, rounded(model.weights, model.weight_type))
+    for adapter, packed in zip(adapted.adapters, adapted.packed, strict=True):
+        numbers = [number for number, other in enumerate(adapted.of_sequences) if other is packed]
+        expected = np.asarray(forward(model.config, add_adapters(base, adapter), model.tokens))
+        np.testing.assert_allclose(adapted.logits[numbers], expected[numbers], atol=1e-4)
+        assert np.abs(adapted.logits[numbers] - model.logits[numbers]).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_factors_without_rounding_yield_the_bits_of_weights_to_which_they_are_added(name):
+    """The first factor selects the last inputs, times a power of two, for which the weights themselves are zero."""
+    model, rank, random = Model(name), 4, np.random.default_rng(7)
+
+    def clear(linear):
+        return linear._replace(weight=linear.weight.at[-rank:].set(0))
+
+    names = ("attn_qkv", "out_proj", "up", "down")
+    blocks = [part._replace(**{name: clear(getattr(part, name)) for name in names}) for part in model.weights.blocks]
+    weights, powers = model.weights._replace(blocks=tuple(blocks)), 2.0 ** random.integers(-3, 4, rank)
+    adapters = jax.tree.map(np.zeros_like, init_adapters(model.config, weights, rank))
+    for adapter in (adapter for of_block in adapters for adapter in of_block.values()):
+        adapter.down[-rank:], adapter.up[:] = np.diag(powers), 0.1 * random.standard_normal(adapter.up.shape)
+
+    def extend(weights, adapters=()):
+        packed = packing.PackedWeights(model.config, weights)
+        return transformer.extend(packed, model.new_caches(3), list(model.tokens[:3]), "all", None, adapters)
+
+    logits = extend(weights, [packing.PackedAdapter(model.config, adapters)] * 3)
+    assert equal_bits(logits, extend(add_adapters(weights, adapters)))
+    assert not equal_bits(logits, extend(weights))
+
+
+def test_steps_have_the_same_bits_with_any_number_of_threads_and_beside_each_other(model, adapted, monkeypatch):
+    numbers = range(NUM_ADAPTED)
+
     def decode(results, number):
-        caches = model.new_caches(NUM_SEQUENCES)
-        results[number] = [model.extend(caches, list(model.tokens[:, first : first + 1])) for first in range(6)]
+        caches, adapted_caches = model.new_caches(NUM_SEQUENCES), model.new_caches(NUM_ADAPTED)
+        results[number] = [
+            np.concatenate(
+                [
+                    model.extend(caches, list(model.tokens[:, first : first + 1])),
+                    adapted.extend(numbers, list(model.tokens[numbers, first : first + 1]), adapted_caches),
+                ]
+            )
+            for first in range(6)
+        ]
+
+    expected = np.concatenate([model.logits[:, :6], adapted.logits[:, :6]])
 
     for num_threads in (1, 3):
         team = Team(num_threads)
@@ -194,7 +307,7 @@ def test_steps_have_the_same_bits_with_any_number_of_threads_and_beside_each_oth
         for thread in threads:
             thread.join()
         for steps in results:
-            assert equal_bits(np.stack(steps, axis=1), model.logits[:, :6])
+            assert equal_bits(np.stack(steps, axis=1), expected)
 
 
 def test_functions_of_one_number_have_the_same_bits_wherever_it_stands():
@@ -242,10 +355,14 @@ def test_tokens_are_those_of_the_definition(vocab_size):
         assert sample_tokens([draw], transformer.Workspace()) == [expected_draw]
 
 
-def test_packed_weights_exist_as_long_as_the_weights():
+def test_packed_weights_and_adapters_exist_as_long_as_their_arrays():
     config, number = CONFIGS["gpt2"], len(packing._packed)
     weights = xla.init_weights(jax.random.key(0), config)
-    assert packing.pack(config, weights) is packing.pack(config, weights)
+    adapters = init_adapters(config, weights, 8)
+    packed, packed_adapter = packing.pack(config, weights), packing.pack_adapter(config, adapters)
+    assert packed is packing.pack(config, weights) and packed_adapter is packing.pack_adapter(config, adapters)
+    assert len(packing._packed) == number + 2 and packed_adapter.num_bytes < packed.num_bytes
+    del adapters
     assert len(packing._packed) == number + 1
     del weights
     assert len(packing._packed) == number
@@ -262,7 +379,9 @@ def test_an_environment_variable_turns_the_kernels_off(monkeypatch):
 def test_processors_with_different_vectors_yield_the_same_bits(processor, tmp_path):
     program = (
         "import sys; sys.path.insert(0, 'tests'); import test_kernels as t; import hashlib; "
-        "print(hashlib.sha256(b''.join(t.Model(*case).logits.tobytes() for case in t.CASES)).hexdigest())"
+        "models = [t.Model(*case) for case in t.CASES]; "
+        "logits = [model.logits for model in (*models, *map(t.AdaptedModel, models))]; "
+        "print(hashlib.sha256(b''.join(part.tobytes() for part in logits)).hexdigest())"
     )
     digests = []
     for name in (processor, None):

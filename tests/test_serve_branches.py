@@ -383,9 +383,11 @@ def test_erasing_an_example_reaches_forked_and_restored_branches(branch_learner,
 
 def test_a_branch_of_adapters_behaves_like_one_of_all_weights(model, tmp_path):
     config = OnlineConfig(adapter_rank=4, learning_rate=1e-3, rehearsal_batch_size=2)
-    adapter_learner = learner.build(model, config)
+    adapter_learner = learner.build(model, config, applies_adapters=True)
     branches = open_branches(adapter_learner, tmp_path / "state", snapshot_interval=2)
     numbers = learn(branches, TEXTS)
+    loaded = branches.current("a")  # which has no weights of its own in memory
+    assert loaded.served.weights is adapter_learner.trained_weights and loaded.served.adapter is loaded.weights.content
     digests = [trees.digest(branches.current(owner).full_weights) for owner in "ab"]
     assert digests[1] == branches.trained_digest != digests[0]
     num_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(adapter_learner.trained_weights))

@@ -4,16 +4,17 @@
 """
 
 import threading
+from functools import partial
 
 import pytest
 
 import texts
-from ontogeny import trees
+from ontogeny import kernels, trees
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.server.learning import journal, learner, listing
+from ontogeny.server.learning import branch_changes, journal, learner, listing
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.listing import PageRequest
 from ontogeny.server.store import Store
@@ -33,7 +34,8 @@ def family(request, tmp_path_factory):
     """A model, its learner, and one that forgets."""
     model, config = load(family_run(tmp_path_factory, request.param)), FAMILIES[request.param]
     hasty = config.model_copy(update={"rehearsal_batch_size": 0, "learning_rate": 30 * config.learning_rate})
-    return model, learner.build(model, config), learner.build(model, hasty)
+    build = partial(learner.build, model, applies_adapters=kernels.is_active())
+    return model, build(config), build(hasty)
 
 
 def open_branches(branch_learner, folder, max_forgetting=5.0):
@@ -85,15 +87,18 @@ def test_forgetting_stays_within_its_limit_and_a_replay_has_the_recorded_digest(
     assert trees.digest(loaded.weights) == loaded.version.digest == versions[-1].digest
 
 
-def test_learned_weights_answer_with_the_same_bits_alone_and_in_company(family, tmp_path):
+def test_learned_weights_answer_with_the_same_bits_alone_and_in_company_until_they_are_taken_back(family, tmp_path):
     model, branch_learner, _ = family
     branches = open_branches(branch_learner, tmp_path / "state")
-    teach(branches, EXAMPLES[:1])
-    weights = branches.current("a").full_weights
+    numbers = teach(branches, EXAMPLES[:2])
+    teach(branches, EXAMPLES[2:3], "b")
     engine = Engine(model.config)
     engine.start(model.weights)
+    prompts = [
+        model.tokenizer.encode(text[:size]).tolist() for text, size in zip(EXAMPLES, (5, 9, 20, 33), strict=True)
+    ]
 
-    def answer(prompts):
+    def answer(owners, prompts):
         outputs, finished = [[] for _ in prompts], threading.Semaphore(0)
 
         def collect(place, output):
@@ -102,17 +107,30 @@ def test_learned_weights_answer_with_the_same_bits_alone_and_in_company(family, 
             if isinstance(output, FinishOutput):
                 finished.release()
 
-        for place, prompt in enumerate(prompts):
-            request = GenerationRequest(weights, tuple(prompt), 6, SamplingParams(0.8, seed=7), num_logprobs=2)
+        for place, (owner, prompt) in enumerate(zip(owners, prompts, strict=True)):
+            weights, adapter = branches.current(owner).served
+            params = SamplingParams(0.8, seed=7)
+            request = GenerationRequest(weights, tuple(prompt), 6, params, num_logprobs=2, adapter=adapter)
             engine.submit(request, lambda output, place=place: collect(place, output))
         for _ in prompts:
             assert finished.acquire(timeout=60)
         return outputs
 
+    def answer_alone(owner):
+        return [answer([owner], [prompt])[0] for prompt in prompts]
+
     try:
-        prompts = [
-            model.tokenizer.encode(text[:size]).tolist() for text, size in zip(EXAMPLES, (5, 9, 20, 33), strict=True)
-        ]
-        assert answer(prompts) == [answer([prompt])[0] for prompt in prompts]
+        separate = {owner: answer_alone(owner) for owner in "abc"}  # nobody has taught the third
+        assert answer(["a"] * 4, prompts) == separate["a"]
+        mixed = answer([*"abca", *"bcab"], [*prompts, *prompts])
+        places = zip([*"abca", *"bcab"], [*range(4)] * 2, strict=True)
+        assert mixed == [separate[owner][place] for owner, place in places]
+        assert all(a != b != c for a, b, c in zip(*separate.values(), strict=True))
+        branch_changes.rollback(branches.store, "story/a", 1, "test")
+        teach(branches, [])
+        first_version = answer_alone("a")
+        assert all(before != after for before, after in zip(separate["a"], first_version, strict=True))
+        branches.erase_example(numbers[0], "test")
+        assert answer_alone("a") == separate["c"] and answer_alone("b") == separate["b"]
     finally:
         engine.stop()

@@ -13,7 +13,7 @@ from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.kernels import transformer
 from ontogeny.kernels.cache import PAGE, SequenceCache, page_bytes
-from ontogeny.kernels.packing import pack
+from ontogeny.kernels.packing import PackedAdapter, pack, pack_adapter
 
 MAX_PREFILL_ALONE = 128  # tokens of prompts in a step that decodes nothing
 MAX_PREFILL_BESIDE_DECODE = 64
@@ -26,6 +26,7 @@ class KernelRunner:
     prefix_chunk = 32
     shares_any_length = True
     max_num_seqs: int | None = None
+    applies_adapters = True
 
     def __init__(self, config: TransformerConfig, max_length: int) -> None:
         self.config, self.max_length = config, max_length
@@ -77,7 +78,8 @@ class KernelRunner:
         leader = sequences[0]
         if leader.packed is None:
             leader.packed = pack(self.config, weights)
-        logits = transformer.extend(leader.packed, caches, tokens, kinds, self._workspace)
+        adapters = [self._pack_adapter(sequence) for sequence in sequences]
+        logits = transformer.extend(leader.packed, caches, tokens, kinds, self._workspace, adapters)
         of_sequences, first = list[np.ndarray](), 0
         for need, new in zip(needs, tokens, strict=True):
             count = {LAST: 1, ALL: len(new), NO_LOGITS: 0}[need]
@@ -108,6 +110,13 @@ class KernelRunner:
     def release(self, sequence: SequenceState) -> None:
         """See `Runner`."""
         sequence.cache = None
+
+    def _pack_adapter(self, sequence: SequenceState) -> PackedAdapter | None:
+        """The adapter of a sequence as the kernels read it."""
+        adapter = sequence.request.adapter
+        if adapter is not None and sequence.packed_adapter is None:
+            sequence.packed_adapter = pack_adapter(self.config, adapter)
+        return sequence.packed_adapter
 
     def _create(self, layers: CachedLayers | None) -> SequenceCache:
         """A new cache, of keys and values that were computed before if there are any."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.sampling import LogitAdjustments, SamplingParams, TokenLogprobs
+from ontogeny.lm.adapters import AdapterTree
 
 CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weights that processed it
 
@@ -60,6 +61,7 @@ class GenerationRequest(NamedTuple):
         returns_activations: Whether the end of a complete answer carries the activations.
         cache_epoch: The epoch of the prefix cache before the weights were chosen; None for the epoch of the arrival.
         logit_adjustments: How the logits differ from those of the model when a token is drawn.
+        adapter: Is added to the products of the weights; only an engine that `applies_adapters` takes any.
     """
 
     weights: TransformerWeights
@@ -77,6 +79,7 @@ class GenerationRequest(NamedTuple):
     returns_activations: bool = False
     cache_epoch: int | None = None
     logit_adjustments: LogitAdjustments | None = None
+    adapter: AdapterTree | None = None
 
 
 class TokenOutput(NamedTuple):
@@ -124,6 +127,7 @@ class SequenceState:
         waiting_since: When the request began to wait for a slot, the last time.
         cache: What the engine's runner has computed for this sequence; None before the first step.
         packed: The weights of the request as the runner reads them, once it has looked them up.
+        packed_adapter: The same of the adapter.
         layers: The keys and values with which the cache begins.
         cache_length: The number of tokens in the cache.
         unprocessed: Tokens that prefill has still to process. Where there are none, the last token is decoded.
@@ -143,6 +147,7 @@ class SequenceState:
         self.start = 0 if request.score_prompt else max(0, len(self.tokens) - (capacity - reserved))
         self.cache: Any = None
         self.packed: Any = None
+        self.packed_adapter: Any = None
         self.layers: CachedLayers | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.prefix: tuple[CacheScope, bytes] | None = None

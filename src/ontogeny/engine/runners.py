@@ -48,12 +48,14 @@ class Runner(Protocol):
         shares_any_length: Whether a sequence may continue from any number of cached tokens, or from multiples of
             `prefix_chunk` alone.
         max_num_seqs: The most sequences that may run; None for no limit but memory.
+        applies_adapters: Whether sequences with the same weights may have different adapters.
     """
 
     max_length: int
     prefix_chunk: int
     shares_any_length: bool
     max_num_seqs: int | None
+    applies_adapters: bool
 
     def check_batch_invariance(self, weights: TransformerWeights) -> None:
         """Compile everything and test that sequences do not influence each other; raises `BadInput` if they do."""
@@ -78,7 +80,7 @@ class Runner(Protocol):
         tokens: Sequence[Sequence[int]],
         needs: Sequence[str],
     ) -> list[Float[np.ndarray, "_ V"]]:
-        """Process tokens of sequences with these weights, and extend their caches.
+        """Process tokens of sequences with these weights and the adapter of each, and extend their caches.
 
         Args:
             weights: The weights of all these sequences.

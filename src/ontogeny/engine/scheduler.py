@@ -1,7 +1,8 @@
 """The scheduler: which requests run, and what the next step processes.
 
-A step processes tokens of sequences with the same weights: one token of each sequence that is being answered, and
-chunks of waiting prompts, up to a number of tokens. So neither do prompts wait for answers nor answers for prompts.
+A step processes tokens of sequences with the same weights, whatever their adapters: one token of each sequence that is
+being answered, and chunks of waiting prompts, up to a number of tokens. So neither do prompts wait for answers nor
+answers for prompts.
 Owners of requests are served in turn: slots go to the owner that has the fewest, steps to the owner whose last step is
 longest ago, and a sequence of an owner with many slots is suspended for one of an owner with fewer. A request starts
 when the memory of its whole answer is free. All methods are called while the engine's lock is held.

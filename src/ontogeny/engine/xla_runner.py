@@ -50,6 +50,7 @@ class XlaRunner:
     """See `runners.Runner`."""
 
     shares_any_length = False
+    applies_adapters = False  # its programs take weights alone
 
     def __init__(
         self,

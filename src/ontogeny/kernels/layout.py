@@ -44,6 +44,11 @@ import numpy as np
     LOGITS,  # [logits, V]
     COUNTERS,  # int64 [phases, COUNTER_STRIDE]
     SCRATCH,  # [threads, SCRATCH_SIZE]
+    # Adapters; see `low_rank`.
+    NUM_GROUPS,
+    GROUPS,  # int64 [groups, NUM_GROUP_FIELDS]: tokens with the same adapter, side by side
+    MAX_RANK,  # of the adapters of the step
+    REDUCED,  # [tokens, MAX_RANK]: the inputs of a linear map times the first factor of its adapter
     # Tokens to draw, instead of a step.
     NUM_SAMPLES,
     MAX_TOP,
@@ -52,7 +57,7 @@ import numpy as np
     TOP_TOKENS,  # int64 [samples, MAX_TOP]
     TOP_LOGPROBS,  # float64 [samples, MAX_TOP]
     NUM_FIELDS,
-) = range(42)
+) = range(46)
 
 (
     CANDIDATE_LOGITS,  # address
@@ -90,6 +95,10 @@ TEMPERATURE, TOP_P, LOGPROB, NUM_SAMPLE_NUMBERS = range(4)
     NUM_LAYER_FIELDS,
 ) = range(20)
 
+GROUP_TOKEN, GROUP_SIZE, GROUP_ADAPTER, GROUP_RANK, NUM_GROUP_FIELDS = range(5)
+ADAPTED_QKV, ADAPTED_OUT, ADAPTED_UP, ADAPTED_DOWN, NUM_ADAPTED = range(5)  # linear maps of a layer
+FIRST_FACTOR, SECOND_FACTOR, NUM_FACTORS = range(3)  # addresses, of each linear map of each layer
+
 PAGE = 64  # tokens of a page of a cache
 PANEL = 64  # columns of a panel of packed weights
 PAIR = PANEL // 2  # columns of the gate, and of the value, in a panel of SwiGLU
@@ -97,8 +106,8 @@ GELU, EXACT_GELU, RELU, SQUARED_RELU, SWIGLU = range(5)  # as in `transformer_bl
 WEIGHT_TYPES = ("float32", "bfloat16", "float16", "int8")
 FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
 PHASES_PER_LAYER = 5
-COUNTER_STRIDE = 16  # int64 numbers per phase, so that the two counters lie on different cache lines
-DONE = 8  # where the second counter of a phase begins
+COUNTER_STRIDE = 24  # int64 numbers per phase, so that the three counters lie on different cache lines
+DONE, DONE_REDUCED = 8, 16  # where the second and the third counter of a phase begin
 
 
 def address(array: np.ndarray) -> int:

@@ -4,7 +4,8 @@ import hashlib
 import math
 import threading
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import ml_dtypes
@@ -19,6 +20,8 @@ from ontogeny.kernels.layout import PAGE, PAIR, PANEL, WEIGHT_TYPES
 
 MAX_INT8, MAX_FLOAT16 = 127, 65504.0
 PIECE_SIZE = 1 << 20  # numbers of an embedding that are packed at a time
+Adapters = Sequence[Mapping[str, Any]]  # pairs of factors by the name of their linear map, one mapping per block
+_Packed = TypeVar("_Packed")
 
 
 class WeightStorage(NamedTuple):
@@ -218,7 +221,46 @@ def predict_num_bytes(config: TransformerConfig, weights: TransformerWeights, we
     return total
 
 
-_packed: dict[tuple[int, ...], PackedWeights] = {}  # by the identities of the arrays of weights
+class PackedAdapter:
+    """A low-rank adapter of all linear maps of a transformer for the kernels; see `low_rank`.
+
+    Attributes:
+        rank: Columns of the first factors, and vectors of the second ones.
+        address: Of the table of addresses, int64 [layers, NUM_ADAPTED, NUM_FACTORS].
+        num_bytes: Memory of the packed factors.
+    """
+
+    def __init__(self, config: TransformerConfig, adapters: Adapters) -> None:
+        """Pack the factors of an adapter.
+
+        Args:
+            config: Config of the weights to which the products of the factors are added.
+            adapters: Both factors, [I, r] and [r, O], of each linear map of each block, by its name.
+        """
+        self.rank = int(adapters[0]["up"][0].shape[1])
+        self._arrays = list[np.ndarray]()
+        table = np.zeros((config.num_layers, layout.NUM_ADAPTED, layout.NUM_FACTORS), np.int64)
+        for entries, factors in zip(table, adapters, strict=True):
+            for matrix, name in (
+                (layout.ADAPTED_QKV, "attn_qkv"),
+                (layout.ADAPTED_OUT, "out_proj"),
+                (layout.ADAPTED_UP, "up"),
+                (layout.ADAPTED_DOWN, "down"),
+            ):
+                first, second = (np.asarray(factor, np.float32) for factor in factors[name])
+                is_paired = name == "up" and config.activation == "swiglu"
+                entries[matrix] = self._hold(first.T), self._hold(pack_panels(second, "float32", is_paired))
+        self.address = self._hold(table)
+        self.num_bytes = sum(array.nbytes for array in self._arrays)
+
+    def _hold(self, array: np.ndarray) -> int:
+        """Keeps an array in memory and returns its address."""
+        array = np.ascontiguousarray(array)
+        self._arrays.append(array)
+        return layout.address(array)
+
+
+_packed: dict[tuple[int, ...], Any] = {}  # by the identities of the arrays of weights, or of an adapter
 _packing_lock = threading.Lock()
 
 
@@ -234,12 +276,22 @@ def pack(config: TransformerConfig, weights: TransformerWeights) -> PackedWeight
         config: Config of the weights.
         weights: The caller keeps them in memory while the packed weights are used. Stored arrays are read here.
     """
-    leaves = jax.tree.leaves(weights)
+    return _pack_once(weights, lambda: PackedWeights(config, weights, weight_type_of(weights)))
+
+
+def pack_adapter(config: TransformerConfig, adapters: Adapters) -> PackedAdapter:
+    """Returns the packed copy of an adapter, which exists as long as its arrays; see `PackedAdapter`."""
+    return _pack_once(adapters, lambda: PackedAdapter(config, adapters))
+
+
+def _pack_once(arrays: Any, build: Callable[[], _Packed]) -> _Packed:
+    """The packed copy of a tree of arrays, built if there is none."""
+    leaves = jax.tree.leaves(arrays)
     identity = tuple(map(id, leaves))
     with _packing_lock:
         packed = _packed.get(identity)
         if packed is None:
-            packed = _packed[identity] = PackedWeights(config, weights, weight_type_of(weights))
+            packed = _packed[identity] = build()
             for leaf in leaves:
                 weakref.finalize(leaf, _packed.pop, identity, None).atexit = False
     return packed

@@ -3,7 +3,8 @@
 Any number of threads run `run_step` with the same table. Each phase of a layer consists of pieces of work that do not
 depend on each other: panels of a product, or heads of a sequence. A thread takes the next piece from a counter, so a
 thread that comes late or is interrupted delays the others by one piece at most. Which thread computes a piece changes
-no bit of it.
+no bit of it. Where sequences have adapters, the first pieces of a linear map are the products with the first factors,
+one per group of tokens; see `low_rank`.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from ontogeny.kernels import layout as at
 from ontogeny.kernels.attention import attend_sequence
 from ontogeny.kernels.compiling import kernel
 from ontogeny.kernels.elementwise import normalize, view
+from ontogeny.kernels.low_rank import add_products, reduce_group
 from ontogeny.kernels.primitives import (
     as_int_pointer,
     carray,
@@ -62,6 +64,41 @@ def finish_phase(counters: int, phase: int, num_completed: int, num_pieces: int)
 
 
 @kernel
+def reduce_inputs(
+    d: np.ndarray, number: int, matrix: int, counters: int, phase: int, group: int, inputs: int, num_inputs: int
+) -> None:
+    """Multiplies the inputs of a group of tokens with the first factor of their adapter, and reports it."""
+    reduce_group(d, number, matrix, group, inputs, num_inputs)
+    fetch_add(counters + 8 * (at.COUNTER_STRIDE * phase + at.DONE_REDUCED), 1)
+
+
+@kernel
+def project(
+    d: np.ndarray,
+    number: int,
+    matrix: int,
+    counters: int,
+    phase: int,
+    inputs: int,
+    num_inputs: int,
+    panels: int,
+    panel: int,
+    products: int,
+) -> None:
+    """One panel of a linear map of all tokens, to which the adapters of their sequences are added.
+
+    The pieces of a phase with the first factors precede those with panels, so no thread waits for a thread that waits.
+    """
+    multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, d[at.WEIGHT_TYPE], panel, products)
+    if d[at.NUM_GROUPS]:
+        done, num_spins = counters + 8 * (at.COUNTER_STRIDE * phase + at.DONE_REDUCED), 0
+        while load_shared(done) < d[at.NUM_GROUPS]:
+            num_spins += 1
+            wait_briefly(num_spins)
+        add_products(d, number, matrix, panel, products)
+
+
+@kernel
 def normalize_tokens(d: np.ndarray, scale: int, bias: int, target: int) -> None:
     """Writes the norm of the residual stream of all tokens."""
     epsilon = view(d[at.CONSTANTS], 2)[0]
@@ -72,19 +109,23 @@ def normalize_tokens(d: np.ndarray, scale: int, bias: int, target: int) -> None:
 
 
 @kernel
-def project_qkv(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, normalized: int, products: int) -> None:
+def project_qkv(
+    d: np.ndarray, layer: np.ndarray, number: int, counters: int, phase: int, normalized: int, products: int
+) -> None:
     """Queries, keys and values of all tokens."""
     num_outputs = (d[at.NUM_HEADS] + 2 * d[at.NUM_KV_HEADS]) * d[at.HEAD_SIZE]
-    num_pieces = (num_outputs + at.PANEL - 1) // at.PANEL
-    panel, completed = take(counters, phase), 0
-    if panel < num_pieces:
+    width, panels, first, matrix = d[at.WIDTH], layer[at.QKV_PANELS], d[at.NUM_GROUPS], at.ADAPTED_QKV
+    num_pieces = first + (num_outputs + at.PANEL - 1) // at.PANEL
+    piece, completed = take(counters, phase), 0
+    if piece < num_pieces:
         normalize_tokens(d, layer[at.NORM_1_SCALE], layer[at.NORM_1_BIAS], normalized)
-    while panel < num_pieces:
-        multiply_panel(
-            normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.QKV_PANELS], d[at.WEIGHT_TYPE], panel, products
-        )
-        store(products, d[at.NUM_TOKENS], panel, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
-        panel, completed = take(counters, phase), completed + 1
+    while piece < num_pieces:
+        if piece < first:
+            reduce_inputs(d, number, matrix, counters, phase, piece, normalized, width)
+        else:
+            project(d, number, matrix, counters, phase, normalized, width, panels, piece - first, products)
+            store(products, d[at.NUM_TOKENS], piece - first, layer[at.QKV_BIAS], d[at.QKV], num_outputs)
+        piece, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
@@ -108,34 +149,50 @@ def attend(d: np.ndarray, layer: np.ndarray, number: int, counters: int, phase: 
 
 @kernel
 def project_to_stream(
-    d: np.ndarray, counters: int, phase: int, inputs: int, num_inputs: int, panels: int, bias: int, products: int
+    d: np.ndarray,
+    number: int,
+    matrix: int,
+    counters: int,
+    phase: int,
+    inputs: int,
+    num_inputs: int,
+    panels: int,
+    bias: int,
+    products: int,
 ) -> None:
     """Adds a linear map of the inputs to the residual stream."""
-    num_pieces = (d[at.WIDTH] + at.PANEL - 1) // at.PANEL
-    panel, completed = take(counters, phase), 0
-    while panel < num_pieces:
-        multiply_panel(inputs, d[at.NUM_TOKENS], num_inputs, panels, d[at.WEIGHT_TYPE], panel, products)
-        add_to_stream(products, d[at.NUM_TOKENS], panel, bias, d[at.STREAM], d[at.WIDTH])
-        panel, completed = take(counters, phase), completed + 1
+    first = d[at.NUM_GROUPS]
+    num_pieces = first + (d[at.WIDTH] + at.PANEL - 1) // at.PANEL
+    piece, completed = take(counters, phase), 0
+    while piece < num_pieces:
+        if piece < first:
+            reduce_inputs(d, number, matrix, counters, phase, piece, inputs, num_inputs)
+        else:
+            project(d, number, matrix, counters, phase, inputs, num_inputs, panels, piece - first, products)
+            add_to_stream(products, d[at.NUM_TOKENS], piece - first, bias, d[at.STREAM], d[at.WIDTH])
+        piece, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
 @kernel
-def project_up(d: np.ndarray, layer: np.ndarray, counters: int, phase: int, normalized: int, products: int) -> None:
+def project_up(
+    d: np.ndarray, layer: np.ndarray, number: int, counters: int, phase: int, normalized: int, products: int
+) -> None:
     """The hidden layer of the feed-forward network."""
     columns = at.PAIR if d[at.ACTIVATION] == at.SWIGLU else at.PANEL
-    num_pieces = (d[at.MLP_WIDTH] + columns - 1) // columns
-    panel, completed = take(counters, phase), 0
-    if panel < num_pieces:
+    width, panels, first, matrix = d[at.WIDTH], layer[at.UP_PANELS], d[at.NUM_GROUPS], at.ADAPTED_UP
+    num_pieces = first + (d[at.MLP_WIDTH] + columns - 1) // columns
+    piece, completed = take(counters, phase), 0
+    if piece < num_pieces:
         normalize_tokens(d, layer[at.NORM_2_SCALE], layer[at.NORM_2_BIAS], normalized)
-    while panel < num_pieces:
-        multiply_panel(
-            normalized, d[at.NUM_TOKENS], d[at.WIDTH], layer[at.UP_PANELS], d[at.WEIGHT_TYPE], panel, products
-        )
-        store_activated(
-            products, d[at.NUM_TOKENS], panel, layer[at.UP_BIAS], d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION]
-        )
-        panel, completed = take(counters, phase), completed + 1
+    while piece < num_pieces:
+        if piece < first:
+            reduce_inputs(d, number, matrix, counters, phase, piece, normalized, width)
+        else:
+            panel, bias = piece - first, layer[at.UP_BIAS]
+            project(d, number, matrix, counters, phase, normalized, width, panels, panel, products)
+            store_activated(products, d[at.NUM_TOKENS], panel, bias, d[at.HIDDEN], d[at.MLP_WIDTH], d[at.ACTIVATION])
+        piece, completed = take(counters, phase), completed + 1
     finish_phase(counters, phase, completed, num_pieces)
 
 
@@ -179,12 +236,17 @@ def run_step(table: int, thread: int) -> None:
     for number in range(d[at.NUM_LAYERS]):
         layer = integers(d[at.LAYERS] + 8 * at.NUM_LAYER_FIELDS * number, at.NUM_LAYER_FIELDS)
         phase = at.PHASES_PER_LAYER * number
-        project_qkv(d, layer, counters, phase, normalized, products)
+        project_qkv(d, layer, number, counters, phase, normalized, products)
         attend(d, layer, number, counters, phase + 1, scores)
-        out, down = layer[at.OUT_PANELS], layer[at.DOWN_PANELS]
-        project_to_stream(d, counters, phase + 2, d[at.ATTENDED], num_attended, out, layer[at.OUT_BIAS], products)
-        project_up(d, layer, counters, phase + 3, normalized, products)
-        project_to_stream(d, counters, phase + 4, d[at.HIDDEN], d[at.MLP_WIDTH], down, layer[at.DOWN_BIAS], products)
+        panels, bias = layer[at.OUT_PANELS], layer[at.OUT_BIAS]
+        project_to_stream(
+            d, number, at.ADAPTED_OUT, counters, phase + 2, d[at.ATTENDED], num_attended, panels, bias, products
+        )
+        project_up(d, layer, number, counters, phase + 3, normalized, products)
+        panels, bias = layer[at.DOWN_PANELS], layer[at.DOWN_BIAS]
+        project_to_stream(
+            d, number, at.ADAPTED_DOWN, counters, phase + 4, d[at.HIDDEN], d[at.MLP_WIDTH], panels, bias, products
+        )
     project_logits(d, counters, at.PHASES_PER_LAYER * d[at.NUM_LAYERS], normalized, products)
 
 

@@ -1,7 +1,7 @@
 """Prefill and decode steps of a transformer by the kernels; arrays are NumPy's.
 
-For each sequence, keys, values and logits depend bit for bit on its own tokens alone: not on the number of sequences or
-tokens of a call, or on how its tokens are divided into calls.
+For each sequence, keys, values and logits depend bit for bit on its own tokens and its adapter alone: not on the number
+of sequences or tokens of a call, on the adapters of the others, or on how its tokens are divided into calls.
 """
 
 import os
@@ -14,8 +14,8 @@ from jaxtyping import Float
 from ontogeny.kernels import layout
 from ontogeny.kernels.attention import MAX_QUERIES
 from ontogeny.kernels.cache import SequenceCache
-from ontogeny.kernels.packing import PackedWeights
-from ontogeny.kernels.products import embed
+from ontogeny.kernels.packing import PackedAdapter, PackedWeights
+from ontogeny.kernels.products import MICRO_TOKENS, embed
 from ontogeny.kernels.rotations import rotation_table
 from ontogeny.kernels.team import MAX_THREADS, Team
 
@@ -84,22 +84,56 @@ class _StepTokens:
                 self.selected.extend(range(begin, begin + count))
 
 
+def _group_tokens(first: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> list[tuple[int, ...]]:
+    """The groups of tokens with the same adapter, side by side; see `low_rank`.
+
+    Args:
+        first: Where the tokens of each sequence begin, and where the last ones end.
+        adapters: Of each sequence.
+    """
+    groups, start = list[tuple[int, ...]](), 0
+    for number, adapter in enumerate(adapters):
+        following = adapters[number + 1] if number + 1 < len(adapters) else None
+        if adapter is not None and following is adapter:
+            continue
+        stop = first[number + 1]
+        if adapter is not None:
+            for token in range(start, stop, MICRO_TOKENS):
+                groups.append((token, min(MICRO_TOKENS, stop - token), adapter.address, adapter.rank))
+        start = stop
+    return groups
+
+
+def _describe_adapters(
+    table: np.ndarray, workspace: Workspace, first: Sequence[int], adapters: Sequence[PackedAdapter | None]
+) -> None:
+    """Fills in the fields of a step's table that adapters need."""
+    groups = _group_tokens(first, adapters)
+    if groups:
+        max_rank = max(adapter.rank for adapter in adapters if adapter is not None)
+        table[layout.NUM_GROUPS], table[layout.MAX_RANK] = len(groups), max_rank
+        table[layout.GROUPS] = workspace.write(layout.GROUPS, [field for group in groups for field in group])
+        table[layout.REDUCED] = workspace.reserve(layout.REDUCED, first[-1] * max_rank)
+
+
 def extend(
     packed: PackedWeights,
     caches: Sequence[SequenceCache],
     tokens: Sequence[Integers] | np.ndarray,
     logits: str | Sequence[str] = "last",
     workspace: Workspace | None = None,
+    adapters: Sequence[PackedAdapter | None] = (),
 ) -> Float[np.ndarray, "N V"]:
     """Process further tokens of some sequences, whose caches grow.
 
     Args:
         packed: Weights of the model.
-        caches: Of different sequences, computed by the same weights.
+        caches: Of different sequences, computed by these weights and the adapter of the sequence.
         tokens: The next tokens of each sequence, at least one.
         logits: `last` for the logits after the last token of a sequence, `all` for those after each token, `none`; of
             all sequences or of each.
         workspace: Memory for the step; by default new memory.
+        adapters: The adapter of each sequence, or None; by default no sequence has any.
 
     Returns:
         Logits in the order of the sequences and tokens, in the memory of the workspace.
@@ -140,6 +174,7 @@ def extend(
     if config.positions == "rotary":
         cosines, sines = rotation_table(config.rope_base, size, config.rope_scaling).cover(step.longest)
         table[layout.COSINES], table[layout.SINES] = layout.address(cosines), layout.address(sines)
+    _describe_adapters(table, workspace, step.first, adapters)
     team().run(table)
     for cache, new in zip(caches, tokens, strict=True):
         cache.length += len(new)

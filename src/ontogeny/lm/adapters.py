@@ -1,6 +1,9 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): small additions to the matrices of a transformer's blocks.
 
-Fine-tuning and online learning change them in place of the weights. Letters: I inputs, O outputs of a matrix, r rank.
+Fine-tuning and online learning change them in place of the weights. They add the products of the factors to the weights
+(`add_adapters`). The kernels instead generate text with weights and factors (`AdaptedWeights`), so that requests with
+different adapters of the same weights share a step. Both are the same function up to rounding. Letters: I inputs, O
+outputs of a matrix, r rank.
 """
 
 from typing import NamedTuple
@@ -33,6 +36,17 @@ def check_rank(model_config: TransformerConfig, rank: int) -> None:
         )
 
 
+class AdaptedWeights(NamedTuple):
+    """The weights of a model and, apart from them, the adapter that belongs to them; None for weights alone."""
+
+    weights: TransformerWeights
+    adapter: AdapterTree | None = None
+
+    def merge(self) -> TransformerWeights:
+        """Returns weights that need no adapter, which are computed anew by each call."""
+        return self.weights if self.adapter is None else merge_adapters(self.weights, self.adapter)
+
+
 def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, rank: int) -> AdapterTree:
     """Adapters of every matrix of every block that add nothing yet; sampled with a fixed key."""
     names = [name for name, part in weights.blocks[0]._asdict().items() if isinstance(part, Linear)]
@@ -59,3 +73,6 @@ def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> Transfor
     return weights._replace(
         blocks=tuple(add(layer, parts) for layer, parts in zip(weights.blocks, adapters, strict=True))
     )
+
+
+merge_adapters = jax.jit(add_adapters)

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine, default_cache_bytes
 from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnavailable
 from ontogeny.lm import online_learner, weight_types
+from ontogeny.lm.adapters import AdapterTree
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.plugins import unknown_name_error
@@ -48,6 +50,7 @@ class ServedWeights(NamedTuple):
     version: int  # 0: the trained weights
     digest: str  # of the version
     cache_epoch: int = 0  # of the prefix cache, before the version was looked up
+    adapter: AdapterTree | None = None  # of the weights
 
 
 class LanguageDeployment:
@@ -83,7 +86,7 @@ class LanguageDeployment:
         self.learning: str | None = None  # what learns, in words
         self.branches: BranchManager | None = None
         if config.online:
-            self.branches, online_config = _build_branches(name, model, store, config)
+            self.branches, online_config = _build_branches(name, model, store, config, self.engine.applies_adapters)
             self.learning = default_config.describe_choice(online_config, trees.num_elements(model.weights))
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
@@ -140,7 +143,8 @@ class LanguageDeployment:
     @staticmethod
     def _served(loaded: LoadedVersion, cache_epoch: int) -> ServedWeights:
         """The weights of a version as a request uses them."""
-        return ServedWeights(loaded.full_weights, loaded.version.number, loaded.version.digest, cache_epoch)
+        weights, adapter = loaded.served
+        return ServedWeights(weights, loaded.version.number, loaded.version.digest, cache_epoch, adapter)
 
     def erase_example(self, example: TrainingExample, actor: str) -> None:
         """Deletes an example and what was learned from it.
@@ -421,17 +425,18 @@ def check_names(runs: Sequence[tuple[str, Path]]) -> None:
 
 
 def _build_branches(
-    name: str, model: LanguageModel, store: Store, config: ServerConfig
+    name: str, model: LanguageModel, store: Store, config: ServerConfig, applies_adapters: bool
 ) -> tuple[BranchManager, OnlineConfig]:
     """Builds the branches of a model that learns online; returns them with the settings of the learner."""
+    build = partial(learner.build, model, applies_adapters=applies_adapters)
     choice = default_config.choose_config(config.learning, trees.num_elements(model.weights))
     online_config, reference = choice.config, [Path(file) for file in config.reference_text]
     try:
-        branch_learner = learner.build(model, online_config, reference)
+        branch_learner = build(online_config, reference)
         if choice.is_adapter_by_size and journal.find_learner_digest(store, name) not in (None, branch_learner.digest):
             # Branches of an earlier version, in which all weights of every model learned, go on as they began.
             online_config = online_learner.parse_config(config.learning)
-            branch_learner = learner.build(model, online_config, reference)
+            branch_learner = build(online_config, reference)
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)

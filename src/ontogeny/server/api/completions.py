@@ -195,6 +195,7 @@ async def _prepare(
             owner=key.id,
             cache_epoch=served.cache_epoch,
             logit_adjustments=batch.logit_adjustments and batch.logit_adjustments.for_another_answer(),
+            adapter=served.adapter,
         )
         for prompt in prompts
         for sampling_params in candidates.make_sampling_params(body)

@@ -198,6 +198,7 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
             started_at + server.deployments.config.time_limit,
             served.cache_epoch,
             identity,
+            served.adapter,
         )
         return await sessions.texts.complete(sessions.key.id, id, continuation, generated)
 

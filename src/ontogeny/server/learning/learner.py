@@ -21,6 +21,7 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
+from ontogeny.lm.adapters import AdaptedWeights, merge_adapters
 from ontogeny.lm.evaluation import token_bytes
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
@@ -37,7 +38,8 @@ class BranchLearner(NamedTuple):
 
     trained_weights: TransformerWeights
     init: Callable[[], Weights]  # content and scratch of version 0
-    full_weights: Callable[[Any], TransformerWeights]  # content -> the weights that answer requests
+    full_weights: Callable[[Any], TransformerWeights]  # content -> the weights that are scored and tested
+    serve: Callable[[Any], AdaptedWeights]  # content -> the weights that answer requests
     encode: Callable[[str], np.ndarray]  # text -> tokens
     chunk_size: int  # tokens of an update chunk
     learn: Callable[[Weights, np.ndarray, range, Pause], Weights]  # the weights after these update chunks of a text
@@ -56,7 +58,12 @@ class BranchScratch(NamedTuple):
 
 
 def build(
-    model: LanguageModel, online_config: OnlineConfig, reference: Sequence[Path] = (), max_context: int = MAX_CONTEXT
+    model: LanguageModel,
+    online_config: OnlineConfig,
+    reference: Sequence[Path] = (),
+    max_context: int = MAX_CONTEXT,
+    *,
+    applies_adapters: bool = False,
 ) -> BranchLearner:
     """Builds the learner of a model.
 
@@ -66,6 +73,8 @@ def build(
         reference: For a model without its training texts: files of text like them, for rehearsal and for the
             acceptance test.
         max_context: How many tokens before a token such a model learns with at most.
+        applies_adapters: Whether the engine that answers computes with the trained weights and an adapter, so that
+            branches with adapters need no weights of their own.
 
     Raises:
         BadInput: The model has neither training texts nor a reference, or the settings do not suit it.
@@ -83,7 +92,6 @@ def build(
     learner = online_learner.build(config, online_config)
     windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
-    add_adapters = jax.jit(learner.full_weights)
 
     def init() -> Weights:
         content, moments = learner.init(pretrained)
@@ -98,7 +106,12 @@ def build(
         return weights
 
     def full_weights(content: Any) -> TransformerWeights:
-        return add_adapters(pretrained, content) if online_config.adapter_rank else content
+        return merge_adapters(model.weights, content) if online_config.adapter_rank else content
+
+    def serve(content: Any) -> AdaptedWeights:
+        if applies_adapters and online_config.adapter_rank:
+            return AdaptedWeights(model.weights, content)
+        return AdaptedWeights(full_weights(content))
 
     def score(weights: TransformerWeights, tokens: np.ndarray, pause: Pause = do_not_pause) -> float:
         return text_nats(config, weights, tokens, online_config.chunk_size, pause)
@@ -112,7 +125,7 @@ def build(
     encode = model.tokenizer.encode  # without an end token in front, like the prompts of requests
     digest = _digest(model, config, online_config, pretrained, (texts.training, windows))
     return BranchLearner(
-        model.weights, init, full_weights, encode, online_config.chunk_size, learn, score, count_bytes, loss,
+        model.weights, init, full_weights, serve, encode, online_config.chunk_size, learn, score, count_bytes, loss,
         loss(model.weights), digest,
     )  # fmt: skip
 

@@ -221,7 +221,7 @@ class LearningLoop:
             )  # fmt: skip
             if version is None:
                 return
-            after = LoadedVersion(version, learned.weights, learned.full_weights)
+            after = LoadedVersion(version, learned.weights, self._learner.serve(learned.weights.content))
             self._loader.replace(before, after)
         if version.number % self._config.snapshot_interval == 0:
             self._snapshots.save(after)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.errors import ContractViolation, StorageUnavailable
+from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning import journal, partial_steps
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.learner import BranchLearner
@@ -170,8 +171,8 @@ class VersionLoader:
         if version.number and trees.digest(weights) != version.digest:
             raise ContractViolation(f"version {version.number} was computed to other bits than {version.digest[:16]}")
         is_trained = not version.number  # no second copy of the weights in memory
-        full_weights = self._learner.trained_weights if is_trained else self._learner.full_weights(weights.content)
-        loaded = LoadedVersion(version, weights, full_weights)
+        trained = AdaptedWeights(self._learner.trained_weights)
+        loaded = LoadedVersion(version, weights, trained if is_trained else self._learner.serve(weights.content))
         for file, reason in unusable.items():
             log.warning(
                 "the snapshot '%s' of '%s' cannot be used: %s; version %d was rebuilt by learning %d examples again",

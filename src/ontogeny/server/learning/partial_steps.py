@@ -44,7 +44,7 @@ class LearnedText(NamedTuple):
 
     Attributes:
         weights: Content and scratch; those of before if no piece was accepted.
-        full_weights: The weights that answer requests, or None if no piece was accepted.
+        full_weights: The weights that were tested, or None if no piece was accepted.
         steps: One per piece.
         held_out_loss: Of the weights, in nats per token; if no piece was accepted, of the last ones that were tested.
         reason: Why the last rejected piece was rejected, or None if none was.

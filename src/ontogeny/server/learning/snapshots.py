@@ -13,6 +13,7 @@ import jax
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
@@ -28,7 +29,12 @@ class LoadedVersion(NamedTuple):
 
     version: BranchVersion
     weights: Weights  # content (all weights, or an adapter) and scratch
-    full_weights: TransformerWeights  # the weights that answer requests
+    served: AdaptedWeights  # the weights that answer requests
+
+    @property
+    def full_weights(self) -> TransformerWeights:
+        """The weights with their adapter added, which takes memory for a copy of all weights."""
+        return self.served.merge()
 
 
 class UnusableSnapshot(Exception):

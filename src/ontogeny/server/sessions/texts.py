@@ -30,6 +30,7 @@ from ontogeny.engine.requests import (
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.lm import weight_types
+from ontogeny.lm.adapters import AdapterTree
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import begin_prompt
 from ontogeny.server.fair_executor import wait_for_call
@@ -82,6 +83,7 @@ class Continuation(NamedTuple):
         deadline: A value of `time.monotonic`.
         cache_epoch: The epoch of the engine's prefix cache before the weights were chosen; None for the present one.
         request: If it repeats the last one of the session, the text is not continued.
+        adapter: The adapter of the weights that answer; None for weights alone.
     """
 
     weights: TransformerWeights
@@ -93,6 +95,7 @@ class Continuation(NamedTuple):
     deadline: float
     cache_epoch: int | None = None
     request: RequestIdentity | None = None
+    adapter: AdapterTree | None = None
 
 
 class SessionCompletion(NamedTuple):
@@ -237,6 +240,7 @@ class TextSessions(SessionManager[TextSession]):
             if is_current
             else None,
             returns_activations=True,
+            adapter=continuation.adapter,
         )
 
     def _commit(
