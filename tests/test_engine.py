@@ -397,17 +397,17 @@ def test_requests_with_different_adapters_share_steps_and_no_bit_depends_on_that
 @pytest.mark.skipif(not IS_PAGED, reason="XLA generates with weights that adapters were added to")
 def test_a_text_with_an_adapter_continues_from_its_activations_and_beyond_the_context(engine, weights, adapters):
     first = make_request(weights, tuple(range(60)), 20, num_logprobs=1, adapter=adapters[1], returns_activations=True)
-    collector, others = Collector(), [Collector() for _ in adapters]
+    collector = Collector()
     engine.submit(first, collector)
-    for adapter, other in zip(adapters, others, strict=True):
-        engine.submit(make_request(weights, (5, 6, 7), 30, adapter=adapter), other)
+    for adapter in adapters:  # at the same time
+        engine.submit(make_request(weights, (5, 6, 7), 30, adapter=adapter), Collector())
     tokens = [output.token for output in collector.wait()[1]]
     assert collector.activations.tokens[-20:] == tuple(tokens)
     second = make_request(weights, (*collector.activations.tokens, 9), 4, num_logprobs=1, adapter=adapters[1])
     continued = answer(engine, second._replace(activations=collector.activations))
     assert continued[1] == answer(engine, second._replace(activations=collector.activations))[1]
-    other = answer(engine, second._replace(activations=collector.activations, adapter=adapters[2]))
-    assert other[1] != continued[1]
+    exchanged = second._replace(activations=collector.activations, adapter=adapters[2])
+    assert answer(engine, exchanged)[1] != continued[1]
 
 
 @pytest.mark.skipif(IS_PAGED, reason="the kernels apply adapters")

@@ -250,7 +250,7 @@ def test_an_adapter_changes_the_logits_as_weights_do_to_which_it_is_added(adapte
     model, forward = adapted.model, jax.jit(xla.forward, static_argnums=0)
     base = jax.tree.map(jax.numpy.asarray, rounded(model.weights, model.weight_type))
     for adapter, packed in zip(adapted.adapters, adapted.packed, strict=True):
-        numbers = [number for number, other in enumerate(adapted.of_sequences) if other is packed]
+        numbers = [number for number in range(NUM_ADAPTED) if adapted.of_sequences[number] is packed]
         expected = np.asarray(forward(model.config, add_adapters(base, adapter), model.tokens))
         np.testing.assert_allclose(adapted.logits[numbers], expected[numbers], atol=1e-4)
         assert np.abs(adapted.logits[numbers] - model.logits[numbers]).max() > 0.05
