@@ -1,4 +1,4 @@
-"""A server's database of format 3 or 4, as earlier versions wrote it."""
+"""A server's database of format 3, 4 or 5, as earlier versions wrote it."""
 
 import contextlib
 import sqlite3
@@ -48,6 +48,16 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 PRAGMA user_version=3;
 """
 
+FROM_6_TO_5 = """
+DROP INDEX branches_to_learn;
+DROP INDEX decisions_of_erasures;
+ALTER TABLE branches DROP COLUMN owner;
+ALTER TABLE branches DROP COLUMN fence;
+ALTER TABLE branches DROP COLUMN newest_example;
+ALTER TABLE versions DROP COLUMN computed_by;
+ALTER TABLE sessions DROP COLUMN revision;
+PRAGMA user_version=5;
+"""
 FROM_5_TO_4 = """
 ALTER TABLE versions DROP COLUMN steps;
 ALTER TABLE decisions DROP COLUMN share;
@@ -57,7 +67,7 @@ PRAGMA user_version=4;
 
 
 def copy_as_format(source: Path, target: Path, number: int) -> None:
-    """Writes a state folder with a database of format 3 or 4 that has the same rows as the database in `source`."""
+    """Writes a state folder with a database of format 3, 4 or 5 that has the same rows as the database in `source`."""
     if number == 3:
         return copy_as_format_3(source, target)
     target.mkdir()
@@ -66,7 +76,9 @@ def copy_as_format(source: Path, target: Path, number: int) -> None:
         contextlib.closing(sqlite3.connect(target / DATABASE)) as old,
     ):
         current.backup(old)
-        old.executescript(FROM_5_TO_4)
+        old.executescript(FROM_6_TO_5)
+        if number == 4:
+            old.executescript(FROM_5_TO_4)
 
 
 def copy_as_format_3(source: Path, target: Path) -> None:

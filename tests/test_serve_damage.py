@@ -51,7 +51,7 @@ def write_state(folder: Path) -> Store:
         journal.add_snapshot(store, version, f"snapshot-{i}", 4)
         session = encode_state("text session", {"tokens": np.arange(300 + i, dtype=np.int32)}, {})
         with store.transaction():
-            store.insert("sessions", (f"{i:024x}", "story", owner, 1, session, 1.0, None, None, None))
+            store.insert("sessions", (f"{i:024x}", "story", owner, 1, session, 1.0, None, None, None, 0))
     assert store.truncate_log()
     return store
 

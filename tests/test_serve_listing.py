@@ -40,7 +40,7 @@ def make_journal(folder, count):
     for name in ("anna", "bob"):
         journal.open_branch(store, "story", name, "a" * 64, "b" * 64, 1.0)
     columns = ", ".join(journal.BranchVersion._fields)
-    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, FALSE, 1.0, NULL, NULL, 0, NULL"
+    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, FALSE, 1.0, NULL, NULL, 0, NULL, NULL"
     text = "'text ' || n" if store.database.has_file else "convert_to('text ' || n, 'UTF8')"
     with store.transaction():
         for statement in (
@@ -52,7 +52,8 @@ def make_journal(folder, count):
             "300.0 * n, 2.0 * n, 4.0 * n, 200.0 * n",
         ):
             store.execute(f"{NUMBERS.format(count=count)} {statement} FROM numbers")
-        store.execute("UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?", count, count, NAME)
+        query = "UPDATE branches SET current_version = ?, last_decided = ?, newest_example = ? WHERE branch = ?"
+        store.execute(query, count, count, count, NAME)
     return store
 
 

@@ -178,7 +178,7 @@ def move(
         for folder in {store.folder.resolve() for store in stores}:
             stack.enter_context(locked(folder))
         for store in stores:
-            stack.enter_context(store.database.lock_server())
+            stack.enter_context(store.database.lock_server(exclusive=True))
         copied = copy_state(*stores)
     typer.echo(
         f"{sum(copied.num_records.values()):,} records and {copied.num_snapshots:,} snapshots copied to '{target}'"

@@ -52,28 +52,33 @@ class ServerApplication(NamedTuple):
     limits: RequestLimits
 
 
-def build_app(deployments: Deployments) -> ServerApplication:
-    """Builds the ASGI application of a server, which starts and stops its deployments."""
+def build_app(deployments: Deployments, url: str = "") -> ServerApplication:
+    """Builds the ASGI application of a server at an address, which starts and stops its deployments."""
     config = deployments.config
-    routes = LenientRouting(Authentication(build_api(deployments), deployments.store))
+    api: Any = build_api(deployments, url)
+    if deployments.membership is not None:
+        from ontogeny.server.api.forwarding import RequestForwarding  # needs a package that only PostgreSQL brings
+
+        api = RequestForwarding(api, deployments.membership)
     limits = RequestLimits(
-        routes,
+        LenientRouting(Authentication(api, deployments.store)),
         max_body_bytes=config.max_body_bytes,
         arrival_limit=ARRIVAL_LIMIT,
         upload_limit=UploadLimits(deployments).find,
+        answers_until_end=deployments.membership is not None,
     )
     return ServerApplication(OriginGuard(ExampleHeader(limits), config), limits)
 
 
-def build_api(deployments: Deployments) -> FastAPI:
-    """Builds the part of the application that has the routes and their OpenAPI document."""
+def build_api(deployments: Deployments, url: str = "") -> FastAPI:
+    """Builds the part of the application that has the routes and their OpenAPI document; see `build_app`."""
     meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
     bodies = BodyParser()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
-        deployments.start()
+        deployments.start(url)
         meter.start()
         trimming = asyncio.create_task(trim_memory_periodically())
         yield
@@ -126,13 +131,14 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
     configure_logs(config.log_level)
     listening = _listen(config.host, config.port)
     on_listening(_url(listening))
-    application = build_app(deployments)
+    application = build_app(deployments, _url(listening))
     server = build_server(
         application.guard,
         application.limits,
         arrival_limit=ARRIVAL_LIMIT,
         send_limit=config.time_limit,
         backlog=BACKLOG,
+        on_exit=deployments.hand_over,
     )
 
     def stop() -> None:

@@ -45,6 +45,10 @@ class ServerConfig(FrozenModel):
         max_sessions: Sessions that a key may have, for keys without a limit of their own.
         learning_fraction: Part of the time for learning while requests wait.
         weight_check_interval: Seconds between checks of frozen weights against their digest.
+        process_name: Name of this server process among those that share a database (default: its address and port).
+        process_url: Address at which the other processes reach this one (default: http://ADDRESS:PORT).
+        allow_mixed: Take over branches whose weights another kind of processor or other packages computed; the log of
+            the branch says so.
         log_level: Messages to log: error, warning, or info (one line per request).
     """
 
@@ -71,6 +75,9 @@ class ServerConfig(FrozenModel):
     max_pending_examples: int = Field(default=10_000, ge=1, le=MAX_QUOTA)
     max_stored_bytes: int = Field(default=4 << 30, ge=1, le=MAX_QUOTA)
     max_sessions: int = Field(default=1000, ge=1, le=MAX_QUOTA)
+    process_name: str = Field(default="", max_length=100)
+    process_url: str = Field(default="", pattern=r"(https?://[^/?#@]+)?")
+    allow_mixed: bool = False
     log_level: Literal["error", "warning", "info"] = "warning"
 
     @field_validator("allowed_hosts")

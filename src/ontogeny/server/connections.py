@@ -8,6 +8,8 @@ import asyncio
 import math
 import signal
 import socket
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -109,27 +111,44 @@ class GracefulServer(uvicorn.Server):
     Args:
         config: The settings of uvicorn.
         limits: The middleware that ends its requests.
+        on_exit: Called on another thread as soon as the server is told to stop.
     """
 
-    def __init__(self, config: uvicorn.Config, limits: RequestLimits) -> None:
+    def __init__(self, config: uvicorn.Config, limits: RequestLimits, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
-        self._limits = limits
+        self._limits, self._on_exit = limits, on_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stops the server; uvicorn would raise the signal again at the end, which would be the exit code."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
+        if not self.should_exit:
+            threading.Thread(target=self._on_exit, name="end", daemon=True).start()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends all requests while new ones are still answered, then closes all connections."""
+        if self._limits.answers_until_end:  # new connections are refused, and so go to another process
+            for server in self.servers:
+                server.close()
+            for listening in sockets or ():
+                listening.close()
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
         if not self.force_exit:
             await self._limits.stop(GRACE_TIME)
         await super().shutdown(sockets)
 
 
 def build_server(
-    app: Any, limits: RequestLimits, *, arrival_limit: float, send_limit: float, backlog: int, **settings: Any
+    app: Any,
+    limits: RequestLimits,
+    *,
+    arrival_limit: float,
+    send_limit: float,
+    backlog: int,
+    on_exit: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> GracefulServer:
     """Builds the server of an application.
 
@@ -139,6 +158,7 @@ def build_server(
         arrival_limit: Seconds in which the header of a request must arrive, and between two requests.
         send_limit: Seconds in which the client must read some part of the response.
         backlog: Connections that may wait to be accepted.
+        on_exit: See `GracefulServer`.
         **settings: Further settings of uvicorn.
     """
     attributes = {"arrival_limit": arrival_limit, "send_limit": send_limit}
@@ -155,4 +175,4 @@ def build_server(
         lifespan="on",
         **settings,
     )
-    return GracefulServer(config, limits)
+    return GracefulServer(config, limits, on_exit)

@@ -30,6 +30,9 @@ from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
 from ontogeny.server.learning.snapshots import LoadedVersion
+from ontogeny.server.processes.identity import describe_computation
+from ontogeny.server.processes.membership import Load, Membership
+from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
 from ontogeny.server.served_models import FINAL, ServedModel, load_served_model
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
@@ -62,6 +65,7 @@ class LanguageDeployment:
         store: The database.
         config: The settings of the server; `online` applies to this deployment.
         checkpoint_name: Which weights of its run the model has; see `ServedModel`.
+        membership: This process among those that share the database, if several can.
 
     Raises:
         BadInput: The model cannot learn online, or its branches were learned from other weights.
@@ -70,7 +74,13 @@ class LanguageDeployment:
     kind = "language"
 
     def __init__(
-        self, name: str, model: LanguageModel, store: Store, config: ServerConfig, checkpoint_name: str = FINAL
+        self,
+        name: str,
+        model: LanguageModel,
+        store: Store,
+        config: ServerConfig,
+        checkpoint_name: str = FINAL,
+        membership: Membership | None = None,
     ) -> None:
         self.name, self.model, self.created_at = name, model, int(time.time())
         self.online, self.checkpoint_name = config.online, checkpoint_name
@@ -86,7 +96,10 @@ class LanguageDeployment:
         self.learning: str | None = None  # what learns, in words
         self.branches: BranchManager | None = None
         if config.online:
-            self.branches, online_config = _build_branches(name, model, store, config, self.engine.applies_adapters)
+            ownership = membership or SoleOwnership(store, describe_computation())
+            self.branches, online_config = _build_branches(
+                name, model, store, config, ownership, self.engine.applies_adapters
+            )
             self.learning = default_config.describe_choice(online_config, trees.num_elements(model.weights))
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
@@ -250,6 +263,11 @@ class Deployments:
 
     def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, config: ServerConfig) -> None:
         self.config, self.store = config, store
+        self.membership: Membership | None = None  # of this process, in a database that several can share
+        if store.database.is_shared:
+            self.membership = Membership(
+                store, describe_computation(), allow_mixed=config.allow_mixed, find_load=self._find_load
+            )
         quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
@@ -258,7 +276,7 @@ class Deployments:
         self.error: Exception | None = None
         self._reported: dict[str, str] = {}  # failures of deployments that are in the log
         self._start_errors: dict[str, Exception] = {}
-        self._stopping = threading.Event()
+        self._stopping, self._is_handed_over = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
         check_names(runs)
@@ -284,11 +302,35 @@ class Deployments:
             if isinstance(model, AgentSession):
                 self.by_name[name] = AgentDeployment(name, model, store, own_config)
             else:
-                self.by_name[name] = LanguageDeployment(name, model, store, own_config, checkpoint_name)
+                self.by_name[name] = LanguageDeployment(
+                    name, model, store, own_config, checkpoint_name, self.membership
+                )
 
-    def start(self) -> None:
-        """Starts the deployments in the background; `ready` is set when all of them can answer."""
+    def start(self, url: str = "") -> None:
+        """Starts the deployments in the background; `ready` is set when all of them can answer.
+
+        Args:
+            url: Where the server receives requests.
+        """
+        if self.membership is not None:
+            url = self.config.process_url or url
+            self.membership.start(self.config.process_name or url.partition("://")[2] or "unnamed", url)
         self._thread.start()
+
+    def hand_over(self) -> None:
+        """Gives all branches to the other processes that share the database, if there are any, before the end."""
+        if self.membership is None or self._is_handed_over:
+            return
+        try:
+            if self.membership.find_successor() is None:
+                return
+        except StorageUnavailable:
+            return
+        self._is_handed_over = self.membership.is_leaving = True
+        for branches in self._branch_managers():
+            branches.loop.stop()
+            branches.loader.save_current()
+        self.membership.leave()
 
     def stop(self) -> None:
         """Stops all deployments and waits until they have stopped."""
@@ -321,6 +363,8 @@ class Deployments:
                     deployment.stop()
                 except Exception:  # the others must be stopped too
                     log.exception("'%s' was not stopped in order", deployment.name)
+            if self.membership is not None:
+                self.membership.leave()
 
     def _start(self, deployment: Deployment) -> None:
         """Starts a deployment; a failure makes it unavailable and does not hold up the others."""
@@ -397,6 +441,12 @@ class Deployments:
             except Exception:  # of one deployment; it is tried again
                 log.exception("an erasure in '%s' cannot be finished", branches.deployment)
 
+    def _find_load(self) -> Load:
+        """The requests that are generated or wait."""
+        engines = [d.engine for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
+        running = sum(engine.num_requests_running for engine in engines)
+        return Load(running, sum(engine.num_requests_waiting for engine in engines))
+
     def _branch_managers(self) -> list[BranchManager]:
         """The branches of all deployments that learn."""
         languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
@@ -425,7 +475,12 @@ def check_names(runs: Sequence[tuple[str, Path]]) -> None:
 
 
 def _build_branches(
-    name: str, model: LanguageModel, store: Store, config: ServerConfig, applies_adapters: bool
+    name: str,
+    model: LanguageModel,
+    store: Store,
+    config: ServerConfig,
+    ownership: BranchOwnership,
+    applies_adapters: bool,
 ) -> tuple[BranchManager, OnlineConfig]:
     """Builds the branches of a model that learns online; returns them with the settings of the learner."""
     build = partial(learner.build, model, applies_adapters=applies_adapters)
@@ -440,4 +495,7 @@ def _build_branches(
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)
-    return BranchManager(store, name, branch_learner, shared=config.shared_branch, config=limits), online_config
+    branches = BranchManager(
+        store, name, branch_learner, shared=config.shared_branch, config=limits, ownership=ownership
+    )
+    return branches, online_config

@@ -33,6 +33,12 @@ class TokenReservation:
         self._limits, self._key, self._num_reserved = limits, key, num_tokens
         self.num_used = 0
 
+    def refund(self) -> None:
+        """Returns everything, the request included, because another process answers and counts it."""
+        self.num_used = 0
+        self.close()
+        self._limits.release_request(self._key)
+
     def close(self) -> None:
         """Returns the tokens that were not used; has no effect when it is called again."""
         num_returned, self._num_reserved = max(0, self._num_reserved - self.num_used), 0
@@ -72,6 +78,12 @@ class RateLimits:
         with self._lock:
             if (bucket := self._bucket(key, "tokens", key.tokens_per_minute)) is not None:
                 bucket.level = min(bucket.per_minute, bucket.level + num_tokens)
+
+    def release_request(self, key: ApiKey) -> None:
+        """Returns a request that was acquired and is answered elsewhere."""
+        with self._lock:
+            if (bucket := self._bucket(key, "requests", key.requests_per_minute)) is not None:
+                bucket.level = min(bucket.per_minute, bucket.level + 1)
 
     def _bucket(self, key: ApiKey, unit: str, per_minute: int | None) -> TokenBucket | None:
         """Returns the bucket of a key after its refill; None without a limit."""

@@ -114,7 +114,10 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None) -> R
                 _back_up(source, copy / DATABASE)
         else:
             lost_examples = _replace_database(folder, copy, actions, losses)
-        with Store(folder, create=False, database_url=database_url) as store, store.database.lock_server():
+        with (
+            Store(folder, create=False, database_url=database_url) as store,
+            store.database.lock_server(exclusive=True),
+        ):
             if any(loss == LOST_RECORDS.format("keys") for loss in losses) and not keys.has_keys(store):
                 keys.revoke_key(store, keys.create_key(store, "lost keys")[0].id)
                 actions.append("no key could be recovered, so every request is refused until you create keys")

@@ -103,7 +103,23 @@ CREATE TABLE text_scores (
 );
 CREATE INDEX text_scores_by_branch ON text_scores (branch, number);
 """
-TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES
+# The columns that format 6 added, and the indexes that find branches to learn and recent erasures. `owner` is the
+# process that learns a branch of a shared database, and `fence` goes up whenever it changes; `revision` counts writes.
+OWNERSHIP = """
+ALTER TABLE branches ADD COLUMN owner INTEGER;
+ALTER TABLE branches ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE branches ADD COLUMN newest_example INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE versions ADD COLUMN computed_by TEXT;
+ALTER TABLE sessions ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX branches_to_learn ON branches (deployment, branch) WHERE newest_example > last_decided AND NOT frozen;
+CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';
+"""
+# Finds the last example of every branch.
+UPDATE_NEWEST_EXAMPLES = """
+UPDATE branches SET newest_example =
+    coalesce((SELECT max(number) FROM examples WHERE examples.branch = branches.branch), 0);
+"""
+TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES + OWNERSHIP
 TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", TABLE_STATEMENTS))
 # Finds for every version the one without a parent from which it descends.
 UPDATE_ROOTS = """
@@ -116,7 +132,7 @@ WITH RECURSIVE paths (branch, number, root) AS (
 """
 # From format 3 to 4: limits of storage per key, what each key stores, the last request of each session, and the
 # restored versions from which others descend. From format 4 to 5: the share of its step by which each text was learned,
-# and the scores of texts; before, every text was learned as a whole or not at all.
+# and the scores of texts; before, every text was learned as a whole or not at all. From format 5 to 6: see `OWNERSHIP`.
 CONVERSIONS = {
     3: """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
@@ -142,6 +158,7 @@ ALTER TABLE decisions ADD COLUMN share REAL;
 UPDATE decisions SET share = (kind = 'learned') WHERE kind IN ('learned', 'rejected');
 """
     + TEXT_SCORES,
+    5: OWNERSHIP + UPDATE_NEWEST_EXAMPLES,
 }
 
 

@@ -71,19 +71,22 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
-        """Holds the folder and the database for this process, as a server does; raises `BadInput` if another does."""
-        with locked(self.folder), self.database.lock_server():
+        """Registers a server of the state; raises `BadInput` if it cannot be used, as by a second server of SQLite."""
+        with contextlib.nullcontext() if self.database.is_shared else locked(self.folder), self.database.lock_server():
             yield
 
     @contextlib.contextmanager
-    def transaction(self) -> Generator[None]:
+    def transaction(self, scope: str | None = None) -> Generator[None]:
         """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
+
+        Args:
+            scope: The branch or session that is written, or None; see `Database.transaction`.
 
         Raises:
             StorageUnavailable: The database cannot be used at present; nothing was changed.
             StorageDamaged: The database is known to be damaged.
         """
-        with self.database.transaction():
+        with self.database.transaction(scope):
             yield
 
     @contextlib.contextmanager

@@ -166,9 +166,8 @@ async def fork_branch(request: Request, key: AdminCaller, branches: Branches, bo
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     await asyncio.to_thread(_find_branch, branches, owner_key)
-    before, arguments = partial(branches.request_current, owner_key), (owner_key, body.target_key, key.id)
     try:
-        return (await _run(request, key, branches.fork, *arguments, before=before))._asdict()
+        return (await _run(request, key, branches.fork, owner_key, body.target_key, key.id))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "target_key") from None
 
@@ -212,9 +211,10 @@ async def erase_example(
 @router.post("/rollback")
 def roll_back(key: AdminCaller, branches: Branches, body: RollbackRequest) -> dict[str, Any]:
     """Makes an earlier version of a branch current; 0 is the trained weights."""
-    branch = _find_branch(branches, body.owner_key) if body.owner_key else branches.open(key.id)
+    if body.owner_key:
+        _find_branch(branches, body.owner_key)
     try:
-        return branch_changes.rollback(branches.store, branch.branch, body.version, key.id)._asdict()
+        return branches.rollback(body.owner_key or key.id, body.version, key.id)._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "version") from None
 

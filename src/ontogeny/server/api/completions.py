@@ -168,7 +168,7 @@ async def _prepare(
     num_prompt_tokens, num_sequences = sum(map(len, batch.prompts)), n * len(batch.prompts)
     tokens = context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * num_sequences)
     cleanup.callback(tokens.close)
-    served = await deployment.request_weights(key.id)
+    served = await context.request_weights(request, deployment, key)
     if await request.is_disconnected():
         raise errors.disconnected()
     try:

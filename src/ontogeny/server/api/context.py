@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ontogeny.server.api import errors
 from ontogeny.server.api.bodies import BodyParser
-from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
+from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment, ServedWeights
 from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.intake import ExampleIntake
@@ -118,7 +118,16 @@ def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> Tok
     seconds = rate_limits.acquire(key, num_tokens)
     if seconds > 0:
         raise errors.too_many_requests("the key has used its allowance per minute; retry later", seconds)
-    return TokenReservation(rate_limits, key, num_tokens)
+    reservation = TokenReservation(rate_limits, key, num_tokens)
+    request.state.refund = reservation.refund
+    return reservation
+
+
+async def request_weights(request: Request, deployment: LanguageDeployment, key: ApiKey) -> ServedWeights:
+    """Returns the weights that answer a request; notes the lease without which its answer may not begin."""
+    if deployment.branches is not None:
+        request.state.lease = deployment.branches.ownership.number
+    return await deployment.request_weights(key.id)
 
 
 async def open_cleanup() -> AsyncIterator[AsyncExitStack]:

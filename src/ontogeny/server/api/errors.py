@@ -16,6 +16,7 @@ from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
 from ontogeny.server.api.validation_messages import describe_media_type, describe_validation_errors
 from ontogeny.server.learning.loading import BranchUnavailable
+from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.quotas import QuotaExceeded
 from ontogeny.server.request_identity import IdempotencyKeyReused
 
@@ -204,6 +205,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BranchUnavailable)
     async def handle_unavailable_branch(request: Request, error: BranchUnavailable) -> JSONResponse:
         return unavailable(str(error), "branch_unavailable").response
+
+    @app.exception_handler(OwnedElsewhere)
+    async def handle_other_owner(request: Request, error: OwnedElsewhere) -> JSONResponse:
+        request.scope["state"]["owned_elsewhere"] = error  # for `RequestForwarding`, which drops this response
+        return unavailable("another process owns the branch; retry", "owner").response
 
     @app.exception_handler(Exception)
     async def handle_internal_error(request: Request, error: Exception) -> JSONResponse:

@@ -40,6 +40,8 @@ class RequestLimits:
         arrival_limit: Seconds in which a request must have arrived.
         upload_limit: Returns the bytes that the body of a request with this method and path may have; None where
             `max_body_bytes` applies.
+        answers_until_end: Whether requests that arrive while the server stops are answered, because other processes
+            can do so.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class RequestLimits:
         max_body_bytes: int,
         arrival_limit: float,
         upload_limit: Callable[[str, str], int | None] = no_upload_limit,
+        answers_until_end: bool = False,
     ) -> None:
         self.app, self.max_body_bytes, self.upload_limit = app, max_body_bytes, upload_limit
-        self.arrival_limit = arrival_limit
+        self.arrival_limit, self.answers_until_end = arrival_limit, answers_until_end
         self._running: set[asyncio.Task[Any]] = set()
         self.is_stopping = False
 
@@ -64,7 +67,7 @@ class RequestLimits:
         assert task is not None
         self._running.add(task)
         try:
-            if self.is_stopping:
+            if self.is_stopping and not self.answers_until_end:
                 raise server_stops()
             exchange.check_declared_size()
             await self.app(scope, exchange.receive, exchange.send)

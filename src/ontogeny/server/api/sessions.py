@@ -154,7 +154,7 @@ class TextCaller(SessionCaller):
     async def served_weights(self) -> ServedWeights:
         """Returns the weights that answer the key now."""
         assert isinstance(self.deployment, LanguageDeployment)
-        return await self.deployment.request_weights(self.key.id)
+        return await context.request_weights(self.request, self.deployment, self.key)
 
 
 async def get_text_caller(request: Request, model: str, key: Caller) -> TextCaller:

@@ -33,21 +33,29 @@ class Database(ABC):
 
     Attributes:
         label: The words with which messages name the database; no password is part of it.
+        connection_name: The name under which a shared database lists the connections of this process.
         damage: Why the database cannot be used until it is repaired, or None.
         has_file: Whether the database is a file of the state folder, which `ontogeny deployments repair` can mend.
+        is_shared: Whether several servers can use the database at the same time.
         ordered_join: A join that reads the left table first, because SQLite has no statistics to choose by.
         num_text_bytes: An expression for the size of the text of an example.
     """
 
     label: str
+    connection_name: str = ""
     damage: str | None = None
     has_file: bool
+    is_shared: bool
     ordered_join: str
     num_text_bytes: str
 
     @abstractmethod
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, scope: str | None = None) -> AbstractContextManager[None]:
         """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
+
+        Args:
+            scope: The branch or session that is written, or None. A transaction without a scope excludes all others;
+                one with a scope may run at the same time as those of other scopes.
 
         Raises:
             StorageUnavailable: The database cannot be used at present; nothing was changed.
@@ -105,8 +113,23 @@ class Database(ABC):
         """Writes the files of the tables anew, without the texts that were erased; other programs wait meanwhile."""
 
     @abstractmethod
-    def lock_server(self) -> AbstractContextManager[None]:
-        """Excludes other servers from this database; raises `BadInput` if one uses it."""
+    def lock_server(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
+        """Registers a server of this database.
+
+        Args:
+            exclusive: Whether the database must be used by nobody else, as for a copy or a repair.
+
+        Raises:
+            BadInput: Another program uses the database alone, or `exclusive` is set and a server uses it.
+        """
+
+    @abstractmethod
+    def end_connections(self, name: str) -> None:
+        """Closes the connections of another process of a shared database, and rolls its open transactions back.
+
+        Args:
+            name: Its `connection_name`.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -1,13 +1,15 @@
 """PostgreSQL, through SQLAlchemy and psycopg 3.
 
-A transaction is durable when it is committed (`synchronous_commit=on`). As in SQLite, one transaction writes at a time:
-each takes an advisory lock first. Each start of a server has a number; a server whose number is not the last one any
-more has lost the database to another server and writes nothing. Every failure of the connection is a
-`StorageUnavailable`, after which the database can be used as before.
+A transaction is durable when it is committed (`synchronous_commit=on`). One without a scope takes an advisory lock that
+excludes all others, so that it may read and write anything. One with a scope shares that lock, and takes another one
+that excludes the same scope. A server that does not answer in the middle of a transaction loses its connection, so that
+it cannot hold up the others. Every failure of the connection is a `StorageUnavailable`, after which the database can be
+used as before.
 """
 
 import contextlib
 import logging
+import secrets
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -27,13 +29,14 @@ CONNECTION_SETTINGS = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,  # milliseconds until data that nobody confirms end the connection
-    "application_name": "ontogeny",
+    "tcp_user_timeout": 5_000,  # milliseconds until data that nobody confirms end the connection
 }
+MAX_IDLE_TIME = 5.0  # seconds that a transaction may wait for its next statement
+MAX_WRITERS = MAX_CONNECTIONS - 3  # threads that write at the same time, so that others can read
 SESSION = (
     "SET synchronous_commit = on",
     f"SET lock_timeout = {int(MAX_WAIT * 1000)}",
-    f"SET idle_in_transaction_session_timeout = {int(MAX_WAIT * 1000)}",
+    f"SET idle_in_transaction_session_timeout = {int(MAX_IDLE_TIME * 1000)}",
 )
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class PostgresDatabase(Database):
         BadInput: The address is malformed, the database cannot be reached, or its tables are absent or newer.
     """
 
-    has_file = False
+    has_file, is_shared = False, True
     ordered_join = "JOIN"
     num_text_bytes = "octet_length(text)"
 
@@ -74,35 +77,39 @@ class PostgresDatabase(Database):
             raise BadInput(f"the address of the database must begin with postgresql://, not {url.drivername}://")
         url = url.set(drivername="postgresql+psycopg")
         self.label = f"the database '{url.set(drivername='postgresql').render_as_string(hide_password=True)}'"
+        self.connection_name = f"ontogeny-{secrets.token_hex(8)}"  # in the list of connections of the database
         self._engine = sqlalchemy.create_engine(
             url, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
-            connect_args=CONNECTION_SETTINGS, isolation_level="AUTOCOMMIT",
+            connect_args=CONNECTION_SETTINGS | {"application_name": self.connection_name}, isolation_level="AUTOCOMMIT",
         )  # fmt: skip
         weakref.finalize(self, self._engine.dispose)
         event.listen(self._engine, "connect", _prepare_session)
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
-        self._write_lock = threading.Lock()  # so that waiting writers use no connections
-        self._start_number: int | None = None  # of this server
+        self._writers = threading.BoundedSemaphore(MAX_WRITERS)  # so that waiting writers use few connections
         try:
             self._open_tables(create, read_only)
         except StorageUnavailable as error:
             raise BadInput(str(error)) from None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, scope: str | None = None) -> Iterator[None]:
         """Opens an atomic write; see `Database`."""
         if self.damage is not None:
             raise StorageDamaged(self.damage)
         assert not self.in_transaction, "a transaction cannot contain another one"
-        if not self._write_lock.acquire(timeout=MAX_WAIT):
+        if not self._writers.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"{self.label} is locked")
         try:
             with self._open_transaction("BEGIN") as connection:
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER}, hashtext(current_schema()))")
-                self._check_start(connection)
+                shared = "" if scope is None else "_shared"
+                query = f"SELECT pg_advisory_xact_lock{shared}({WRITER}, hashtext(current_schema()))"
+                connection.exec_driver_sql(query)
+                if scope is not None:
+                    query = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || %s, 0))"
+                    connection.exec_driver_sql(query, (_to_parameter(f"/{scope}"),))
                 yield
         finally:
-            self._write_lock.release()
+            self._writers.release()
 
     @contextlib.contextmanager
     def read_transaction(self) -> Iterator[None]:
@@ -152,7 +159,6 @@ class PostgresDatabase(Database):
                 number = migrations.read_format(connection)
                 for table in schema.TABLES:
                     connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1")
-                self._check_start(connection)
         except exc.ProgrammingError as error:
             raise self.note_damage(_message_of(error)) from None
         if number != migrations.current_format():
@@ -172,19 +178,20 @@ class PostgresDatabase(Database):
             self.execute(f"VACUUM FULL {table}", ())
 
     @contextlib.contextmanager
-    def lock_server(self) -> Generator[None]:
-        """Holds the lock of servers in a connection of its own, and takes a new number."""
+    def lock_server(self, *, exclusive: bool = False) -> Generator[None]:
+        """Takes a lock in a connection of its own, which servers share; see `Database`."""
         with self._storage_errors(), self._engine.connect() as connection:
-            query = f"SELECT pg_try_advisory_lock({SERVER}, hashtext(current_schema()))"
+            shared = "" if exclusive else "_shared"
+            query = f"SELECT pg_try_advisory_lock{shared}({SERVER}, hashtext(current_schema()))"
             if not connection.exec_driver_sql(query).scalar():
-                raise BadInput(f"another server uses {self.label}")
-            query = "UPDATE server_starts SET number = number + 1 RETURNING number"
-            self._start_number = connection.exec_driver_sql(query).scalar()
+                raise BadInput(f"{'a server' if exclusive else 'a copy or repair'} uses {self.label} at present")
             connection.detach()  # the lock ends with the connection, which no other thread may use
-            try:
-                yield
-            finally:
-                self._start_number = None
+            yield
+
+    def end_connections(self, name: str) -> None:
+        """Closes the connections of another process; see `Database`."""
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ?"
+        self.execute(query, (name,))
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""
@@ -201,7 +208,7 @@ class PostgresDatabase(Database):
             raise BadInput(f"{self.label} holds no tables of a server; `ontogeny serve` or `keys create` creates them")
         if read_only:
             raise BadInput(f"{self.label} has tables of format {number}; start the server once to upgrade them")
-        with self.transaction():
+        with contextlib.nullcontext() if number is None else self.lock_server(exclusive=True), self.transaction():
             connection = self._thread_local.connection
             if migrations.read_format(connection) == number:  # otherwise another process was faster
                 migrations.upgrade(connection)
@@ -230,15 +237,6 @@ class PostgresDatabase(Database):
             if driver.closed or not _is_alive(driver):
                 connection.invalidate()
             yield connection
-
-    def _check_start(self, connection: Connection) -> None:
-        """Raises `StorageDamaged` if another server has started with this database since this one did."""
-        if self._start_number is None:
-            return
-        number = connection.exec_driver_sql("SELECT number FROM server_starts").scalar()
-        if number != self._start_number:
-            self.damage = f"another server uses {self.label} now"
-            raise StorageDamaged(self.damage)
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:

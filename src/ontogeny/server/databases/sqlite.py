@@ -52,7 +52,7 @@ class SQLiteDatabase(Database):
         StorageUnavailable: The disk is full or fails.
     """
 
-    has_file = True
+    has_file, is_shared = True, False
     ordered_join = "CROSS JOIN"
     num_text_bytes = "length(CAST(text AS BLOB))"
 
@@ -71,7 +71,7 @@ class SQLiteDatabase(Database):
         self._file = status.st_dev, status.st_ino
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, scope: str | None = None) -> Iterator[None]:
         """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left.
 
         Raises:
@@ -183,9 +183,12 @@ class SQLiteDatabase(Database):
         """Does nothing: erased text is overwritten at once."""
 
     @contextlib.contextmanager
-    def lock_server(self) -> Generator[None]:
+    def lock_server(self, *, exclusive: bool = False) -> Generator[None]:
         """Excludes nobody: a server locks its state folder, which holds the database."""
         yield
+
+    def end_connections(self, name: str) -> None:
+        """Does nothing: connections end with their process."""
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""

@@ -35,17 +35,25 @@ def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[
     return names
 
 
-def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersion:
+def rollback(store: Store, branch: str, number: int, actor: str, fence: int | None = None) -> BranchVersion:
     """Makes an earlier version current, from which learning continues. Later examples are deferred: not learned again.
+
+    Args:
+        store: The database.
+        branch: The version history that is changed.
+        number: The version that becomes current.
+        actor: Who wants it, for the log of decisions.
+        fence: See `journal.add_example`.
 
     Raises:
         BadInput: There is no such version, or it was learned from an example that was erased.
+        BranchLost: The branch has another fence by now.
     """
     with store.transaction():
         version = journal.get_version(store, branch, number)
         if version.deleted:
             raise BadInput(f"version {number} of '{branch}' was learned from an example that was erased")
-        _set_current(store, version)
+        _set_current(store, version, fence)
         journal.log_decision(store, branch, "rollback", None, number, version.held_out_loss, f"by {actor}")
     return version
 
@@ -87,6 +95,7 @@ def restore_version(
     source_digest: str,
     exported_from: tuple[str, int] | None = None,
     is_fork: bool = False,
+    fence: int | None = None,
 ) -> BranchVersion:
     """Makes uploaded weights a new version without a parent, and makes it current.
 
@@ -104,8 +113,10 @@ def restore_version(
         source_digest: The digest that the version from which the weights were exported has.
         exported_from: The branch and version that the upload names as its origin; several can have equal weights.
         is_fork: Whether the weights come from another branch of this server instead of from an upload.
+        fence: See `journal.add_example`.
 
     Raises:
+        BranchLost: The branch has another fence by now.
         ErasedSource: The weights were learned from an example that was erased.
         QuotaExceeded: The key of the branch may not store the weights.
     """
@@ -120,7 +131,7 @@ def restore_version(
         quotas.check(store, journal.get_branch(store, name).owner_key, "stored_bytes")
         if source is not None:
             _inherit_examples(store, source, name, number)
-        _set_current(store, version)
+        _set_current(store, version, fence)
         kind = "forked" if is_fork else "restored"
         journal.log_decision(
             store, name, kind, None, number, held_out_loss, f"by {actor}; {journal.describe_version(store, version)}"
@@ -211,20 +222,22 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
     journal.log_decision(store, branch, "erased", number, current, held_out_loss, f"by {actor}; {reason}")
 
 
-def _set_current(store: Store, version: BranchVersion) -> None:
+def _set_current(store: Store, version: BranchVersion, fence: int | None = None) -> None:
     """Makes a version current: every example so far counts as decided, and those outside the version are deferred."""
     branch = version.branch
     for deferred, condition in ((True, "NOT deferred AND number NOT IN"), (False, "deferred AND number IN")):
         query = f"UPDATE examples SET deferred = ? WHERE branch = ? AND {condition} (SELECT example FROM path)"
         store.execute(PATH + query, branch, version.number, branch, deferred, branch)
     newest = store.select_value("SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)
-    _move_branch(store, branch, version.number, newest)
+    _move_branch(store, branch, version.number, newest, fence)
 
 
-def _move_branch(store: Store, branch: str, current_version: int, last_decided: int) -> None:
-    """Changes the current version otherwise than by learning."""
-    query = "UPDATE branches SET current_version = ?, last_decided = ?, epoch = epoch + 1 WHERE branch = ?"
-    store.execute(query, current_version, last_decided, branch)
+def _move_branch(store: Store, branch: str, current_version: int, last_decided: int, fence: int | None = None) -> None:
+    """Changes the current version otherwise than by learning; a fence of None fits any owner."""
+    state = journal.get_branch(store, branch)
+    fence = state.fence if fence is None else fence
+    changes = {"current_version": current_version, "last_decided": last_decided, "epoch": state.epoch + 1}
+    journal.fenced_update(store, branch, fence, **changes)
 
 
 def _inherit_examples(store: Store, source: BranchVersion, branch: str, number: int) -> None:

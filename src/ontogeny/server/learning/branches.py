@@ -26,11 +26,12 @@ from ontogeny.server.learning import branch_changes, journal, partial_steps
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.branch_changes import ErasedSource
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import Branch, BranchVersion, TrainingExample
+from ontogeny.server.learning.journal import Branch, BranchLost, BranchVersion, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store
@@ -49,6 +50,7 @@ class BranchManager:
         learner: How examples are learned.
         shared: Whether all keys share one branch; otherwise each key has its own.
         config: Limits.
+        ownership: Which branches this process answers and learns; all of them if it is None.
 
     Attributes:
         on_erased: Called with the erased examples after the commit of an erasure, and again after a failure; removes
@@ -66,9 +68,11 @@ class BranchManager:
         *,
         shared: bool = False,
         config: BranchConfig | None = None,
+        ownership: BranchOwnership | None = None,
     ) -> None:
         self.store, self.deployment, self.learner = store, deployment, learner
         self.shared, self.config = shared, config or BranchConfig()
+        self.ownership = ownership or SoleOwnership(store)
         self.trained_digest = trees.digest(learner.trained_weights)
         self.on_erased: Callable[[Collection[TrainingExample]], None] = lambda examples: None
         # The norm of the trained weights, to which the distances of versions are relative.
@@ -81,7 +85,7 @@ class BranchManager:
         self.snapshots = SnapshotFolder(store, learner, metadata, self.config.max_snapshots)
         self.loader = VersionLoader(store, learner, self.snapshots, self.config.max_loaded)
         self.loop = LearningLoop(
-            store, deployment, learner, self.loader, self.snapshots, self.config,
+            store, deployment, learner, self.loader, self.snapshots, self.config, self.ownership,
             weight_distance=self._weight_distance,
         )  # fmt: skip
         self._erasure_lock = threading.Lock()
@@ -96,6 +100,10 @@ class BranchManager:
             self.store, self.deployment, owner_key, self.trained_digest, learner.digest, learner.trained_loss
         )
 
+    def claim(self, owner_key: str) -> Branch:
+        """Returns the branch of a key like `open`, after this process has become its owner; see `BranchOwnership`."""
+        return self.ownership.claim(self.open(owner_key))
+
     def is_new(self, owner_key: str) -> bool:
         """Whether a key has no branch yet, so that the trained weights answer it."""
         name = f"{self.deployment}/{journal.SHARED if self.shared else owner_key}"
@@ -106,9 +114,9 @@ class BranchManager:
         self._compile()
         self.finish_erasures()
         with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest
-            for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
+            for name in self.ownership.list_branches_to_load(self.deployment, self.config.max_loaded):
                 with contextlib.suppress(BranchUnavailable):  # it is logged, and the other branches can be used
-                    self.loader.load(branch.branch)
+                    self.loader.load(name)
         self.loop.start()
 
     def _compile(self) -> None:
@@ -139,12 +147,12 @@ class BranchManager:
 
     def current(self, owner_key: str) -> LoadedVersion:
         """Returns the version that answers the requests of a key now; raises `BranchUnavailable` if there is none."""
-        return self.loader.load(self.open(owner_key).branch)
+        return self.loader.load(self.claim(owner_key).branch)
 
     async def request_current(self, owner_key: str) -> LoadedVersion:
         """Returns what `current` returns. Waiting requests of one branch occupy one thread, however many they are."""
         while True:
-            branch = await asyncio.to_thread(self.open, owner_key)
+            branch = await asyncio.to_thread(self.claim, owner_key)
             if (loaded := self.loader.find(branch)) is not None:
                 return loaded
             future = self._loading.get(branch.branch)
@@ -153,7 +161,7 @@ class BranchManager:
                 self._loading[branch.branch] = future
                 future.add_done_callback(lambda _, name=branch.branch: self._loading.pop(name, None))
             loaded = await asyncio.shield(asyncio.wrap_future(future))
-            branch = await asyncio.to_thread(self.open, owner_key)
+            branch = await asyncio.to_thread(self.claim, owner_key)
             if branch.current_version == loaded.version.number:
                 return loaded
 
@@ -166,9 +174,23 @@ class BranchManager:
             text: The text to learn.
             request: The request that sent it.
         """
-        number = journal.add_example(self.store, self.open(owner_key).branch, key, text, request)
-        self.loop.wake()
-        return number
+        while True:
+            branch = self.claim(owner_key)
+            try:
+                number = journal.add_example(self.store, branch.branch, key, text, request, branch.fence)
+            except BranchLost:  # another process may have become the owner
+                continue
+            self.loop.wake()
+            return number
+
+    def rollback(self, owner_key: str, number: int, actor: str) -> BranchVersion:
+        """Makes an earlier version of the branch of a key current; see `branch_changes.rollback`."""
+        while True:
+            branch = self.claim(owner_key)
+            try:
+                return branch_changes.rollback(self.store, branch.branch, number, actor, branch.fence)
+            except BranchLost:
+                continue
 
     def erase_example(self, number: int, actor: str) -> None:
         """Deletes an example and everything that was learned from it; see `branch_changes.erase_example`."""
@@ -226,15 +248,15 @@ class BranchManager:
         reason = rejection_reason(loss, self.learner.trained_loss, self.config.max_forgetting)
         if reason is not None:
             raise BadInput(f"this state does not pass the acceptance test: {reason}")
-        name, distance, digest = self.open(owner_key).branch, self._weight_distance(full_weights), metadata["digest"]
+        branch, distance, digest = self.claim(owner_key), self._weight_distance(full_weights), metadata["digest"]
         # The digest of version 0 is that of the trained weights, without a scratch.
         source_digest = self.trained_digest if digest == trees.digest(self.learner.init()) else digest
         with self.store.snapshot_lock:
-            file = self.snapshots.write(name, self.snapshots.encode(weights, {}))
+            file = self.snapshots.write(branch.branch, self.snapshots.encode(weights, {}))
             try:
                 version = branch_changes.restore_version(
-                    self.store, name, digest, loss, distance, file, actor,
-                    source_digest=source_digest, exported_from=_read_origin(metadata), is_fork=is_fork,
+                    self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
+                    exported_from=_read_origin(metadata), is_fork=is_fork, fence=branch.fence,
                 )  # fmt: skip
             except BaseException:
                 self.snapshots.delete_unused()  # a rejected state leaves no file behind
@@ -245,11 +267,11 @@ class BranchManager:
     def fork(self, owner_key: str, target_key: str, actor: str) -> BranchVersion:
         """Makes the current version of one key's branch the current version of another key's branch."""
         while True:
-            source = self.current(owner_key)
+            source = self.loader.load(self.open(owner_key).branch)  # of any process: only the target is written
             try:
                 return self.restore(target_key, self._export(source), actor, is_fork=True)
             except ErasedSource:  # an example of this version was erased in the meantime
-                if self.current(owner_key).version.number == source.version.number:
+                if self.open(owner_key).current_version == source.version.number:
                     raise
 
     def failure(self, owner_key: str) -> str | None:

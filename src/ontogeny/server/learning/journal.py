@@ -5,7 +5,9 @@ if it is shared. Examples have increasing numbers that never change. A version i
 version 0 is the trained weights. `current_version` is the version that answers requests, and `last_decided` is the
 last example that the learner accepted or rejected. Every change of the current version other than learning, all of
 which `branch_changes` holds, increases `epoch`, so that an update computed before the change is not committed after
-it. This module does not depend on how the learner works.
+it. In a shared database one process at a time owns a branch; `fence` goes up whenever the owner changes, and statements
+that write a branch compare it, so that a former owner changes nothing. This module does not depend on how the learner
+works.
 
 Values that several queries read can be outdated as soon as they are returned: other threads and the command line
 change the same branches. Functions that read more than one record read all of them in one transaction, and functions
@@ -41,6 +43,13 @@ class Branch(NamedTuple):
     last_decided: int
     epoch: int
     frozen: bool
+    owner: int | None = None  # the process that answers and learns; None if there is no other one
+    fence: int = 0
+    newest_example: int = 0  # the number of the last example, decided or not
+
+
+class BranchLost(Exception):
+    """Another process has become the owner of a branch, so nothing was written."""
 
 
 class TrainingExample(NamedTuple):
@@ -74,6 +83,7 @@ class BranchVersion(NamedTuple):
     source_version: int | None = None
     root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
     steps: str | None = None  # of `partial_steps`, as JSON; None if all of the example was learned as a whole
+    computed_by: str | None = None  # processor, jaxlib and product path on which the bits of the weights depend
 
 
 class VersionRecipe(NamedTuple):
@@ -154,25 +164,80 @@ def list_deployments(store: Store) -> list[str]:
     return store.select_values("SELECT DISTINCT deployment FROM branches ORDER BY deployment")
 
 
-def add_example(store: Store, branch: str, key: str, text: str, request: RequestIdentity | None = None) -> int | None:
+def add_example(
+    store: Store, branch: str, key: str, text: str, request: RequestIdentity | None = None, fence: int | None = None
+) -> int | None:
     """Writes an example to the journal, with a record of the request that sent it, if there is one.
+
+    Args:
+        store: The database with the journal.
+        branch: The branch that learns the example.
+        key: The key that sent it.
+        text: The text to learn.
+        request: The request that sent it.
+        fence: The value that the branch had when this process became its owner; None if any value is right.
 
     Returns:
         The number of the example once it is on disk, or None if the branch is frozen.
 
     Raises:
+        BranchLost: The branch has another fence by now.
+        IdempotencyKeyReused: The idempotency key belongs to another request.
         QuotaExceeded: The key may not store the example.
     """
-    with store.transaction():
+    with store.transaction(branch):
         state = get_branch(store, branch)
+        if request is not None and fence is not None:  # another process may have written it a moment ago
+            record = repeats.find_record(store, key, request)
+            if record is not None:
+                return record.example
         if state.frozen:
             return None
         query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?) RETURNING number"
         number: int = store.select_value(query, branch, key, store.database.encode_text(text), time.time())
+        fenced_update(store, branch, state.fence if fence is None else fence, newest_example=number)
         quotas.check(store, key, "pending_examples", "stored_bytes")
         if request is not None:
             repeats.add_record(store, key, request, number)
         return number
+
+
+def fenced_update(store: Store, branch: str, fence: int, **columns: int) -> None:
+    """Changes columns of a branch if its fence is still `fence`; must be called in a transaction.
+
+    Raises:
+        BranchLost: The branch has another fence by now.
+    """
+    settings = ", ".join(f"{column} = ?" for column in columns)
+    query = f"UPDATE branches SET {settings} WHERE branch = ? AND fence = ?"
+    if not store.execute(query, *columns.values(), branch, fence).rowcount:
+        raise BranchLost(f"another process owns the branch '{branch}' now")
+
+
+def has_changed(store: Store, branch: Branch) -> bool:
+    """Whether a branch has another state than an earlier query returned, apart from the arrival of examples."""
+    present = _find_branch(store, branch.branch)
+    return present is None or present._replace(newest_example=branch.newest_example) != branch
+
+
+def list_branches_to_learn(store: Store, deployment: str, condition: str = "TRUE", *parameters: int) -> list[str]:
+    """Returns the names of the branches that may have undecided examples.
+
+    Args:
+        store: The database.
+        deployment: Its branches are listed.
+        condition: A further condition of a branch, for the query.
+        *parameters: Of the condition.
+    """
+    query = "SELECT branch FROM branches WHERE deployment = ? AND newest_example > last_decided AND NOT frozen"
+    return store.select_values(f"{query} AND {condition} ORDER BY branch", deployment, *parameters)
+
+
+def skip_decided(store: Store, branch: Branch) -> None:
+    """Records that a branch has no undecided example up to its newest one, so that it is not looked at again."""
+    with store.transaction(branch.branch):
+        if get_branch(store, branch.branch) == branch:
+            fenced_update(store, branch.branch, branch.fence, last_decided=branch.newest_example)
 
 
 def read_next_example(store: Store, name: str) -> tuple[Branch, TrainingExample | None]:
@@ -304,6 +369,7 @@ def commit_version(
     share: float = 1.0,
     steps: str | None = None,
     score: TextScore | None = None,
+    computed_by: str | None = None,
 ) -> BranchVersion | None:
     """Makes a new version, learned from this example, the current one.
 
@@ -318,20 +384,21 @@ def commit_version(
         share: The share of the step of the example that was taken.
         steps: See `BranchVersion`.
         score: The score of the example's text before it was learned.
+        computed_by: See `BranchVersion`.
 
     Returns:
         The version, or None (and nothing is changed) if the branch differs from `branch` by now.
     """
-    with store.transaction():
-        if _find_branch(store, branch.branch) != branch:
+    with store.transaction(branch.branch):
+        if has_changed(store, branch):
             return None
         parent = get_version(store, branch.branch, branch.current_version)
         number = next_version(store, branch.branch)
         version = add_version(
-            store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example, steps=steps
-        )
-        query = "UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?"
-        store.execute(query, number, example, branch.branch)
+            store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example, steps=steps,
+            computed_by=computed_by,
+        )  # fmt: skip
+        fenced_update(store, branch.branch, branch.fence, current_version=number, last_decided=example)
         log_decision(store, branch.branch, "learned", example, number, held_out_loss, reason, share=share)
         if score is not None:
             text_scores.add_score(store, branch.branch, example, branch.current_version, score)
@@ -348,10 +415,10 @@ def reject_example(
     score: TextScore | None = None,
 ) -> bool:
     """Records that this example is not learned; returns False, and changes nothing, if the branch differs by now."""
-    with store.transaction():
-        if _find_branch(store, branch.branch) != branch:
+    with store.transaction(branch.branch):
+        if has_changed(store, branch):
             return False
-        store.execute("UPDATE branches SET last_decided = ? WHERE branch = ?", example, branch.branch)
+        fenced_update(store, branch.branch, branch.fence, last_decided=example)
         log_decision(store, branch.branch, "rejected", example, None, held_out_loss, reason, share=0.0)
         if score is not None:
             text_scores.add_score(store, branch.branch, example, branch.current_version, score)
@@ -366,7 +433,7 @@ def add_snapshot(store: Store, version: BranchVersion, file: str, max_snapshots:
         been deleted or has another snapshot.
     """
     condition = "WHERE branch = ? AND number = ? AND NOT deleted AND snapshot IS NULL"
-    with store.transaction():
+    with store.transaction(version.branch):
         name = version.branch
         if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
             return [file]
@@ -459,6 +526,7 @@ def add_version(
     snapshot: str | None = None,
     source: BranchVersion | None = None,
     steps: str | None = None,
+    computed_by: str | None = None,
 ) -> BranchVersion:
     """Adds a version that was learned from its parent and one example, or that has neither."""
     first = example if parent is None or parent.first_example is None else parent.first_example
@@ -466,7 +534,7 @@ def add_version(
     version = BranchVersion(
         branch, number, parent_number, example, first, example, digest, held_out_loss, weight_distance, snapshot, False,
         time.time(), None if source is None else source.branch, None if source is None else source.number,
-        number if parent is None else parent.root_version, steps,
+        number if parent is None else parent.root_version, steps, computed_by,
     )  # fmt: skip
     store.insert("versions", version)
     return version

@@ -20,12 +20,13 @@ from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server.learning import journal, partial_steps, text_scores
 from ontogeny.server.learning.acceptance import Pause
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import Branch, TrainingExample
+from ontogeny.server.learning.journal import Branch, BranchLost, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable, RetryState, VersionLoader, next_retry
 from ontogeny.server.learning.partial_steps import LearnedText
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
 from ontogeny.server.learning.text_scores import TextScore
+from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
 POLL_INTERVAL = 0.5  # seconds between two looks at the journal
@@ -49,6 +50,7 @@ class LearningLoop:
         loader: The versions in memory.
         snapshots: The files of versions.
         config: Limits.
+        ownership: Which branches this process learns.
         weight_distance: The distance of weights from the trained weights, relative to their norm.
     """
 
@@ -60,12 +62,13 @@ class LearningLoop:
         loader: VersionLoader,
         snapshots: SnapshotFolder,
         config: BranchConfig,
+        ownership: BranchOwnership,
         *,
         weight_distance: Callable[[TransformerWeights], float],
     ) -> None:
         self._store, self._deployment, self._learner = store, deployment, learner
         self._loader, self._snapshots, self._config = loader, snapshots, config
-        self._weight_distance = weight_distance
+        self._ownership, self._weight_distance = ownership, weight_distance
         self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
         self._failures: dict[str, RetryState] = {}  # by branch
         self._stopping = threading.Event()
@@ -109,10 +112,9 @@ class LearningLoop:
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
         worked = False
-        for branch in journal.list_branches(self._store, self._deployment):
+        for name in self._ownership.list_branches_to_learn(self._deployment):
             if self._stopping.is_set():
                 return True
-            name = branch.branch  # the rest may be outdated: learning another branch has taken long
             worked |= bool(self._attempt(name, lambda name=name: self._learn_one(name)))
         return worked
 
@@ -159,14 +161,22 @@ class LearningLoop:
 
     def _learn_one(self, name: str) -> bool:
         """Evaluates the next example of a branch; returns whether there was any."""
-        branch, example = journal.read_next_example(self._store, name)
-        if example is None:
+        try:
+            self._ownership.claim(journal.get_branch(self._store, name))
+            branch, example = journal.read_next_example(self._store, name)
+            if not self._ownership.owns(branch):
+                return False
+            if example is None:
+                if not branch.frozen:
+                    journal.skip_decided(self._store, branch)
+                return False
+            before = self._loader.load(name)
+            if before.version.number == branch.current_version:  # otherwise it is evaluated from the new version
+                self._work_started = time.monotonic()
+                self._learn(branch, before, example)
+                self._pause()
+        except (OwnedElsewhere, BranchLost):
             return False
-        before = self._loader.load(name)
-        if before.version.number == branch.current_version:  # otherwise the example is evaluated from the new version
-            self._work_started = time.monotonic()
-            self._learn(branch, before, example)
-            self._pause()
         return True
 
     def _learn(self, branch: Branch, before: LoadedVersion, example: TrainingExample) -> None:
@@ -178,7 +188,7 @@ class LearningLoop:
 
         def pause() -> None:
             self._pause()
-            if journal.get_branch(self._store, branch.branch) != branch:
+            if journal.has_changed(self._store, branch):
                 raise UpdateOutdated
 
         try:
@@ -217,7 +227,7 @@ class LearningLoop:
             version = journal.commit_version(
                 self._store, branch, number, digest, loss, distance, reason,
                 share=partial_steps.mean_share(learned.steps), steps=partial_steps.steps_as_json(learned.steps),
-                score=score,
+                score=score, computed_by=self._ownership.computed_by,
             )  # fmt: skip
             if version is None:
                 return

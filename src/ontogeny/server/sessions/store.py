@@ -149,7 +149,7 @@ class SessionManager(ABC, Generic[SessionT]):
                 if created is not None:
                     return self.get(key, created)
             store.execute("DELETE FROM sessions WHERE key = ? AND used_at < ?", key, created_at - MAX_UNUSED_TIME)
-            columns = id, self.name, key, session.num_steps, state, created_at, *_request_columns(request, {})
+            columns = id, self.name, key, session.num_steps, state, created_at, *_request_columns(request, {}), 0
             store.insert("sessions", columns)
             quotas.check(store, key, "sessions", "stored_bytes")
         return session._replace(id=id)

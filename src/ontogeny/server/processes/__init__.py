@@ -1,0 +1,1 @@
+"""Several server processes that share one database: their leases, and which of them owns a branch."""

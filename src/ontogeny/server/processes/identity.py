@@ -1,0 +1,32 @@
+"""What the bits of learned weights depend on beside the model and the settings of learning."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from ontogeny import kernels
+
+CPU_FILE = Path("/proc/cpuinfo")  # of Linux
+# The instructions that compilers choose between for products and sums of float32 numbers.
+INSTRUCTIONS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+)
+
+
+def describe_computation() -> str:
+    """Describes this machine and the packages that compute, such as `x86_64 avx2 fma; jaxlib 0.10.0; numba 0.68.1`."""
+    flags: set[str] = set()
+    if CPU_FILE.exists():
+        fields = CPU_FILE.read_text(errors="replace").splitlines()
+        flags = {flag for field in fields if field.startswith(("flags", "Features")) for flag in field.split()}
+    processor = " ".join([platform.machine(), *(name for name in INSTRUCTIONS if name in flags)])
+    return f"{processor}; jaxlib {version('jaxlib')}; {kernels.describe_path()}"

@@ -1,0 +1,224 @@
+"""The lease of a server process in a database that several processes share, and the branches that it owns.
+
+A process has one record, whose lease a thread renews; a branch names its owner and a fencing number, so that renewing
+costs the same however many branches there are. The database's clock times the lease. The process itself compares a
+clock that goes on while it is suspended, from before the lease was renewed, so that it never believes in a lease that
+the database has ended. A process that has lost its lease registers again, under a new number.
+
+Two things together keep a former owner from doing harm: statements that write a branch compare its fencing number, and
+an answer begins only while the lease is valid.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ontogeny import __version__
+from ontogeny.errors import StorageUnavailable
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.journal import Branch
+from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
+from ontogeny.server.store import Store
+
+LEASE = 1.5  # seconds
+RENEWAL_INTERVAL = 0.4  # seconds
+IS_ALIVE = "expires_at > clock_timestamp()"
+OWNER_IS_ALIVE = f"EXISTS (SELECT 1 FROM processes WHERE processes.number = branches.owner AND {IS_ALIVE})"
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
+log = logging.getLogger(__name__)
+
+
+class Load(NamedTuple):
+    """The requests of a process, for `ontogeny deployments status`."""
+
+    num_running: int
+    num_waiting: int
+
+
+class ServerProcess(NamedTuple):
+    """A process that has a lease."""
+
+    number: int
+    name: str
+    url: str
+    computed_by: str
+    program: str  # version of ontogeny
+    started_at: float  # seconds since 1970
+    num_running: int
+    num_waiting: int
+
+
+class Membership(BranchOwnership):
+    """This process among those that share a database.
+
+    Args:
+        store: The database.
+        computed_by: See `identity.describe_computation`.
+        allow_mixed: Whether this process may own branches whose weights another kind of machine or program computed.
+        find_load: Returns the present load.
+    """
+
+    def __init__(self, store: Store, computed_by: str, *, allow_mixed: bool, find_load: Callable[[], Load]) -> None:
+        self._store, self.computed_by, self.allow_mixed = store, computed_by, allow_mixed
+        self._find_load = find_load
+        self.name, self.url = "", ""
+        self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
+        self.last_number: int | None = None  # the last number, also after the lease
+        self.is_leaving = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self, name: str, url: str) -> None:
+        """Registers the process and begins to renew its lease.
+
+        Args:
+            name: The name of the process, for people.
+            url: Where it receives requests.
+        """
+        self.name, self.url = name, url
+        self._attempt()
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Gives all branches up, so that other processes can take them over at once, and ends the lease."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            with self._store.transaction():
+                self._store.execute("UPDATE branches SET owner = NULL, fence = fence + 1 WHERE owner = ?", lease[0])
+                self._store.execute("DELETE FROM processes WHERE number = ?", lease[0])
+        except StorageUnavailable as error:  # the lease ends by itself
+            log.warning("the branches of this process cannot be given up at present: %s", error)
+
+    @property
+    def number(self) -> int | None:
+        """The number of this process, or None while it has no lease."""
+        lease = self._lease
+        return None if lease is None or time.clock_gettime(CLOCK) >= lease[1] else lease[0]
+
+    def claim(self, branch: Branch) -> Branch:
+        """Makes this process the owner of a branch; see `BranchOwnership.claim`."""
+        while True:
+            number = self.number
+            if number is None:
+                raise StorageUnavailable("this process has no lease from the database at present")
+            if branch.owner == number:
+                return branch
+            owner = self.find_process(branch.owner)
+            if owner is not None:
+                raise OwnedElsewhere(owner.number, owner.url)
+            self._check_computation(branch)
+            self._end_expired()  # so that an open transaction of the former owner holds up nothing
+            self._store.execute(
+                f"UPDATE branches SET owner = ?, fence = fence + 1 WHERE branch = ? AND NOT {OWNER_IS_ALIVE} "
+                f"AND EXISTS (SELECT 1 FROM processes WHERE number = ? AND {IS_ALIVE})",
+                number, branch.branch, number,
+            )  # fmt: skip
+            branch = journal.get_branch(self._store, branch.branch)
+
+    def owns(self, branch: Branch) -> bool:
+        """Whether a branch, as it was read, belongs to this process."""
+        return branch.owner is not None and branch.owner == self.number
+
+    def list_branches_to_learn(self, deployment: str) -> list[str]:
+        """Returns the branches with undecided examples that this process owns, or whose owner has no lease."""
+        if (number := self.number) is None:
+            return []
+        return journal.list_branches_to_learn(self._store, deployment, f"(owner = ? OR NOT {OWNER_IS_ALIVE})", number)
+
+    def list_branches_to_load(self, deployment: str, max_branches: int) -> list[str]:
+        """Returns nothing: a process computes the weights of a branch when it becomes the owner."""
+        return []
+
+    def find_process(self, number: int | None) -> ServerProcess | None:
+        """Returns the process of this number if it has a lease."""
+        if number is None:
+            return None
+        query = f"SELECT {', '.join(ServerProcess._fields)} FROM processes WHERE number = ? AND {IS_ALIVE}"
+        return self._store.select_one(ServerProcess, query, number)
+
+    def find_successor(self) -> ServerProcess | None:
+        """Returns another process that computes bitwise equal weights, or None."""
+        for process in list_processes(self._store):
+            if process.number != self.last_number and self.computed_by == process.computed_by:
+                return process
+        return None
+
+    def _check_computation(self, branch: Branch) -> None:
+        """Raises an exception if this process would compute the weights of a branch to other bits.
+
+        Raises:
+            OwnedElsewhere: A process exists that would compute them as they are.
+            BranchUnavailable: None does.
+        """
+        from ontogeny.server.learning.loading import BranchUnavailable
+
+        recorded = journal.get_version(self._store, branch.branch, branch.current_version).computed_by
+        if recorded is None or recorded == self.computed_by or self.allow_mixed:
+            return
+        for process in list_processes(self._store):
+            if process.computed_by == recorded:
+                raise OwnedElsewhere(process.number, process.url)
+        raise BranchUnavailable(
+            f"the weights of '{branch.branch}' were computed by '{recorded}', and no process of that kind runs; "
+            f"this one computes with '{self.computed_by}' and takes such branches over only with --allow-mixed"
+        )
+
+    def _run(self) -> None:
+        """Renews the lease until the process leaves."""
+        while not self._stopping.wait(RENEWAL_INTERVAL):
+            self._attempt()
+
+    def _attempt(self) -> None:
+        """Renews the lease, or registers the process if it has none; a failure is repeated with the next call."""
+        try:
+            begun_at, lease = time.clock_gettime(CLOCK), self._lease
+            if lease is None or not self._renew(lease[0]):
+                self._lease = None
+                number = self._register()
+                if lease is not None:
+                    log.warning("the lease of process %d has expired; the process is number %d now", lease[0], number)
+                lease = (number, 0.0)
+            self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
+            self._end_expired()
+        except StorageUnavailable as error:
+            log.info("the lease cannot be renewed at present: %s", error)
+        except Exception:  # the thread must outlive every failure
+            log.exception("the lease cannot be renewed")
+
+    def _register(self) -> int:
+        """Adds the record of this process; returns its number."""
+        store: Store = self._store
+        return store.select_value(
+            "INSERT INTO processes (name, url, token, computed_by, program, started_at, renewed_at, expires_at) VALUES "
+            "(?, ?, ?, ?, ?, ?, clock_timestamp(), clock_timestamp() + ? * INTERVAL '1 second') RETURNING number",
+            self.name, self.url, store.database.connection_name, self.computed_by, __version__, time.time(), LEASE,
+        )  # fmt: skip
+
+    def _renew(self, number: int) -> bool:
+        """Extends the lease; returns whether it had not expired."""
+        load = self._find_load()
+        query = (
+            "UPDATE processes SET renewed_at = clock_timestamp(), num_running = ?, num_waiting = ?, "
+            f"expires_at = clock_timestamp() + ? * INTERVAL '1 second' WHERE number = ? AND {IS_ALIVE}"
+        )
+        return bool(self._store.execute(query, *load, LEASE, number).rowcount)
+
+    def _end_expired(self) -> None:
+        """Removes processes whose lease has expired, and closes their connections with any open transaction."""
+        query = "DELETE FROM processes WHERE expires_at <= clock_timestamp() RETURNING token"
+        for token in self._store.select_values(query):
+            if token != self._store.database.connection_name:
+                self._store.database.end_connections(token)
+
+
+def list_processes(store: Store) -> list[ServerProcess]:
+    """Returns all processes that have a lease, in the order of their start."""
+    columns = ", ".join(ServerProcess._fields)
+    return store.select(ServerProcess, f"SELECT {columns} FROM processes WHERE {IS_ALIVE} ORDER BY number")

@@ -1,0 +1,104 @@
+"""Server processes that share a PostgreSQL database: owners of branches, hand-over, and requests passed on."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from ontogeny.server import keys
+from ontogeny.server.learning import journal
+from ontogeny.server.processes import membership
+from ontogeny.server.processes.membership import list_processes
+from ontogeny.server.store import Store
+from serving import ServerProcess, shared_run, wait_until
+
+NOTES = [
+    "The lighthouse keeper wrote a letter to the sea. " * 6,
+    "Bread needs flour, water, salt and a warm place for an hour. " * 5,
+]
+COMPLETION = {"model": "run", "prompt": "the little", "max_tokens": 4, "temperature": 0, "learn": False}
+
+
+@pytest.fixture
+def database(postgres, tmp_path):
+    return postgres.address_for(tmp_path)
+
+
+@pytest.fixture
+def servers(tmp_path_factory, tmp_path, database):
+    """Two processes that share a database, a key, and the store."""
+    run = shared_run(tmp_path_factory)
+    with Store(tmp_path / "state", database_url=database) as store:
+        _, key = keys.create_key(store, "anna", admin=True)
+        with start(tmp_path / "first", run, database) as first, start(tmp_path / "second", run, database) as second:
+            yield first, second, key, store
+
+
+def start(folder, run, database):
+    """Starts a process that is named like its folder."""
+    arguments = (str(run), "--online", "--log-level", "info", "--process-name", folder.name)
+    return ServerProcess(folder, *arguments, environment={"ONTOGENY_DATABASE_URL": database})
+
+
+def own_branch(store):
+    return next(branch for branch in journal.list_branches(store, "run") if branch.owner_key != journal.SHARED)
+
+
+def test_any_process_answers_for_the_owner_of_a_branch(servers):
+    first, second, key, store = servers
+    assert [process.name for process in list_processes(store)] == ["first", "second"]
+    status, answer = first.post("/v1/models/run/examples", {"text": NOTES[0]}, key)
+    assert status == 200, answer
+    numbers = {process.name: process.number for process in list_processes(store)}
+    assert own_branch(store).owner == numbers["first"]
+    wait_until(lambda: second.get("/v1/models/run/branch", key)[1]["current_version"] == 1)
+    answers = [server.post("/v1/completions", COMPLETION, key) for server in (first, second)]
+    assert [status for status, _ in answers] == [200, 200]
+    assert answers[0][1]["choices"] == answers[1][1]["choices"]
+    assert answers[0][1]["system_fingerprint"] == answers[1][1]["system_fingerprint"]
+    assert second.post("/v1/models/run/examples", {"text": NOTES[1]}, key)[0] == 200
+    assert own_branch(store).owner == numbers["first"]  # the second process has passed the text on
+    status, state = second.get("/v1/models/run/branch/state", key)
+    assert status == 200 and second.put("/v1/models/run/branch/state", state, key)[0] == 200
+    assert own_branch(store).owner == numbers["first"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_another_process_takes_a_branch_over(servers, stop):
+    first, second, key, store = servers
+    for text in NOTES[:2]:
+        assert first.post("/v1/models/run/examples", {"text": text}, key)[0] == 200
+    before = own_branch(store)
+    first.process.send_signal(stop)
+    first.process.wait(30)
+    started_at = time.monotonic()
+    status, answer = second.post("/v1/completions", COMPLETION, key)
+    assert status == 200, answer
+    print("seconds until the answer of the new owner:", time.monotonic() - started_at)
+    after = own_branch(store)
+    assert after.owner != before.owner and after.fence > before.fence
+    wait_until(lambda: second.get("/v1/models/run/branch", key)[1]["num_pending"] == 0)
+    assert [example.text for example in journal.list_examples(store, after.branch)] == NOTES[:2]
+    assert second.get("/v1/models/run/branch", key)[1]["current_version"] == 2
+    assert "Traceback" not in second.log.read_text()
+
+
+def test_a_suspended_owner_neither_writes_nor_answers_from_old_weights(servers):
+    first, second, key, store = servers
+    assert first.post("/v1/models/run/examples", {"text": NOTES[0]}, key)[0] == 200
+    before = own_branch(store)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    try:
+        time.sleep(membership.LEASE)
+        assert second.post("/v1/models/run/examples", {"text": NOTES[1]}, key)[0] == 200
+        wait_until(lambda: second.get("/v1/models/run/branch", key)[1]["num_pending"] == 0)
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    status, answer = first.post("/v1/completions", COMPLETION, key)
+    assert status == 200 and answer["system_fingerprint"].endswith("-2")
+    after = own_branch(store)
+    assert after.owner != before.owner
+    versions = journal.list_versions(store, after.branch)
+    assert [version.number for version in versions] == [0, 1, 2]
+    assert "Traceback" not in first.log.read_text()
