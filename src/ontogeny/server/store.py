@@ -163,7 +163,7 @@ class Store:
         if address is None:
             self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             return SQLiteDatabase(self.folder, self.snapshots, read_only=read_only)
-        for module in ("sqlalchemy", "alembic", "psycopg"):
+        for module in ("sqlalchemy", "alembic", "psycopg", "httpx2"):
             import_optional(module, "postgres", "states of a server in PostgreSQL", module)
         from ontogeny.server.databases.postgres import PostgresDatabase
 
