@@ -224,10 +224,10 @@ class Client(Caller):
         self._pending = pending
         self._expected: dict[str, Any] = {}  # answers of frozen weights
         self._actions: dict[str, list[Callable[[Key], object]]] = {
-            "learner": [*[self.teach] * 4, *[self.read] * 4, self.list, *[self.ask] * 3, self.prompt],
+            "learner": [*[self.teach] * 4, *[self.read] * 4, self.list_newest, *[self.ask] * 3, self.prompt],
             "frozen": [self.ask_frozen],
         }
-        self._actions["eraser"] = [*self._actions["learner"], self.erase, self.list]
+        self._actions["eraser"] = [*self._actions["learner"], self.erase, self.list_newest]
         self._actions["restorer"] = [*self._actions["learner"], self.export, self.restore, self.roll_back]
 
     def run(self) -> None:
@@ -290,7 +290,7 @@ class Client(Caller):
         self._history.add_digest(key.id, answer.content["current_version"], answer.content["digest"])
         return answer
 
-    def list(self, key: Key) -> None:
+    def list_newest(self, key: Key) -> None:
         """Lists the newest examples of a branch."""
         self.call(
             key, "list", "GET", f"{MODEL}/examples?order=desc&limit={LIST_LENGTH}", arguments={"limit": LIST_LENGTH},
@@ -359,24 +359,26 @@ class Client(Caller):
             )  # fmt: skip
 
     def list_all(self, key: Key) -> None:
-        """Lists all examples of a branch, page by page, while nobody changes them."""
-        texts, after = list[str](), 0
-        while True:
-            page: list[dict[str, Any]] = []
+        """Lists all examples of a branch and all restored versions, while nobody changes them."""
+        texts = [example["text"] for example in self._list_pages(key, f"{MODEL}/examples")]
+        versions = self._list_pages(key, f"{MODEL}/branch/versions")
+        restored = [version["number"] for version in versions if version["number"] and version["parent"] is None]
+        for operation, answer in (("list", {"texts": texts[::-1]}), ("versions", {"restored": restored})):
+            clock = read_clock()
+            self._history.add(
+                client=self.number, key=key.id, role=key.role, operation=operation, status=200, answer=answer,
+                arguments={"limit": len(texts) + 1}, start=clock, end=clock, processes=[],
+            )  # fmt: skip
 
-            def summarize(content: Any, page: Any = page) -> dict[str, Any]:
-                page += content["data"]
-                return {"has_more": content["has_more"]}
-
-            answer = self.call(key, "page", "GET", f"{MODEL}/examples?after={after}", summarize=summarize)
-            if answer is None:
-                return self._history.report(f"the examples of key {key.id} could not be listed at the end")
-            texts += [example["text"] for example in page]
-            if not answer.content["has_more"]:
+    def _list_pages(self, key: Key, path: str) -> list[dict[str, Any]]:
+        """All entries of a list, page by page."""
+        entries: list[dict[str, Any]] = []
+        after, has_more = "", True
+        while has_more:
+            answer = self.call(key, "page", "GET", path + after, summarize=lambda content: {})
+            if answer is None or answer.status != 200:
+                self._history.report(f"{path} of key {key.id} could not be read at the end")
                 break
-            after = page[-1]["number"]
-        clock = read_clock()
-        self._history.add(
-            client=self.number, key=key.id, role=key.role, operation="list", arguments={"limit": len(texts) + 1},
-            answer={"texts": texts[::-1]}, status=200, start=clock, end=clock, processes=[],
-        )  # fmt: skip
+            entries += answer.content["data"]
+            after, has_more = f"?after={entries[-1]['number']}" if entries else "", answer.content["has_more"]
+        return entries

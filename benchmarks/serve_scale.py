@@ -197,13 +197,13 @@ def measure_speed(group: Group, num_streams: int, seconds: float, draw: random.R
 
     started_at, wall = time.perf_counter() + WARM_UP, time.time() + WARM_UP
     exchanges = asyncio.run(run())
-    counted = [e for e in exchanges if e.started_at >= started_at and e.finished_at <= started_at + seconds]
+    measured = [e for e in exchanges if e.started_at >= started_at and e.finished_at <= started_at + seconds]
     with Store(group.state_dir, database_url=group.address, read_only=True) as store:
         decisions = journal.list_decisions(store, "story")
     num_learned = sum(d.kind == "learned" and wall <= d.created_at < wall + seconds for d in decisions)
-    first = np.array([e.first_token_at - e.started_at for e in counted if not e.is_teaching])
-    teaching = np.array([e.finished_at - e.started_at for e in counted if e.is_teaching])
-    return Speed(len(counted) / seconds, num_learned * TEXT_LENGTH / seconds, first, teaching)
+    first = np.array([e.first_token_at - e.started_at for e in measured if not e.is_teaching])
+    teaching = np.array([e.finished_at - e.started_at for e in measured if e.is_teaching])
+    return Speed(len(measured) / seconds, num_learned * TEXT_LENGTH / seconds, first, teaching)
 
 
 def print_speed(prefix: str, speed: Speed, setting: dict[str, Any]) -> None:
@@ -240,10 +240,10 @@ def measure_databases(scenario: Scenario, arguments: argparse.Namespace) -> None
         "teaching.p50": ("s", lambda speed: float(np.percentile(speed.teaching, 50))),
     }
     for name, (unit, quantity) in quantities.items():
-        own, peer = ([quantity(speed) for speed in speeds[is_sqlite]] for is_sqlite in (False, True))
-        ratios = [a / b for a, b in zip(own, peer, strict=True)]
+        values, peer_values = ([quantity(speed) for speed in speeds[is_sqlite]] for is_sqlite in (False, True))
+        ratios = [a / b for a, b in zip(values, peer_values, strict=True)]
         error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None
-        mean, peer_mean = statistics.mean(own), statistics.mean(peer)
+        mean, peer_mean = statistics.mean(values), statistics.mean(peer_values)
         print_record(
             f"databases.{name}", mean, unit, setting, peer="SQLite", peer_value=round(peer_mean, 5),
             ratio=round(statistics.mean(ratios), 4), se_of_ratio=None if error is None else round(error, 4),

@@ -6,8 +6,9 @@
 // A branch is a list of examples, a current version and a number of pending examples. Its learner takes steps that
 // no client sees: each learns one pending example and makes a new version current. The specification therefore allows
 // any number of such steps before every operation, as far as the answers agree with it. An operation of unknown
-// outcome takes effect once, or never, at any time after its start. Prints one line of JSON per branch; the exit code
-// is 1 if a history is not linearizable, and 2 if it could not be decided in time.
+// outcome takes effect at any time after its start, also after all others, where nobody sees whether it does. Prints
+// one line of JSON per branch; the exit code is 1 if a history is not linearizable, and 2 if it could not be decided in
+// time.
 package main
 
 import (
@@ -44,6 +45,8 @@ type operation struct {
 		Version int      `json:"version"`
 		Pending int      `json:"pending"`
 		Texts   []string `json:"texts"`
+		// of the operation "versions", the last one: all versions that were restored
+		Restored []int `json:"restored"`
 	} `json:"answer"`
 }
 
@@ -64,8 +67,9 @@ type state struct {
 
 // branchSpec is the sequential specification of the branches of one role.
 type branchSpec struct {
-	tracksVersions bool // false where erasures move the current version
-	tracksPending  bool // false where reading versions and pending examples is not one step
+	tracksVersions bool         // false where erasures move the current version
+	tracksPending  bool         // false where reading versions and pending examples is not one step
+	unclaimed      map[int]bool // restored versions that no answer names; nil if they are unknown
 	lists          map[example]*example
 }
 
@@ -154,7 +158,7 @@ func (spec *branchSpec) step(s state, op *operation) []state {
 		examples, isPresent := spec.remove(s.examples, op.Arguments.Text)
 		after.examples = examples
 		if !isKnown {
-			return []state{s, after}
+			return []state{after}
 		}
 		mayHaveBeenErased := *op.Status == 404 && len(op.Processes) > 1 // an earlier attempt of the same client
 		if isPresent != (*op.Status == 200) && !mayHaveBeenErased {
@@ -173,24 +177,22 @@ func (spec *branchSpec) step(s state, op *operation) []state {
 		}
 		return states
 	case "rollback":
-		states := change(s, op.Arguments.Version)
-		if !isKnown {
-			states = append(states, s)
-		}
-		return states
+		return change(s, op.Arguments.Version)
 	case "restore":
-		if !isKnown {
-			return append(change(s, -1), s)
-		}
 		var states []state
 		for _, after := range change(s, -1) {
-			if after.version == op.Answer.Version {
+			if isKnown && after.version == op.Answer.Version || !isKnown && spec.mayBeRestored(after.version) {
 				states = append(states, after)
 			}
 		}
 		return states
 	}
 	return []state{s}
+}
+
+// mayBeRestored tells whether an upload without an answer may have made this version.
+func (spec *branchSpec) mayBeRestored(version int) bool {
+	return spec.unclaimed == nil || spec.unclaimed[version]
 }
 
 // model adapts a specification to Porcupine.
@@ -232,16 +234,36 @@ func read(path string) map[string][]*operation {
 	return histories
 }
 
-// selectOperations returns the operations that took effect or may have. The last list of a history is complete: an example that
-// nobody knows the outcome of, and that is not in it, was not added before.
-func selectOperations(history []*operation) []porcupine.Operation {
-	last := map[string]bool{}
+// findUnclaimed returns the versions that were restored and that no answer names, if the history lists them.
+func findUnclaimed(history []*operation) map[int]bool {
+	var unclaimed map[int]bool
 	for _, op := range history {
-		if op.Kind == "list" && op.Answer != nil && op.Arguments.Limit > len(op.Answer.Texts) {
-			last = map[string]bool{}
-			for _, text := range op.Answer.Texts {
-				last[text] = true
+		if op.Kind == "versions" && op.Answer != nil {
+			unclaimed = map[int]bool{}
+			for _, version := range op.Answer.Restored {
+				unclaimed[version] = true
 			}
+		}
+	}
+	for _, op := range history {
+		if op.Kind == "restore" && op.Answer != nil {
+			delete(unclaimed, op.Answer.Version)
+		}
+	}
+	return unclaimed
+}
+
+// selectOperations returns the operations that took effect or may have. The last list of a history is complete: an
+// example of unknown outcome that neither it nor another operation names was not added before.
+func selectOperations(history []*operation, unclaimed map[int]bool) []porcupine.Operation {
+	isNamed := map[string]bool{}
+	for _, op := range history {
+		if op.Kind == "list" && op.Answer != nil {
+			for _, text := range op.Answer.Texts {
+				isNamed[text] = true
+			}
+		} else if op.Kind == "erase" {
+			isNamed[op.Arguments.Text] = true
 		}
 	}
 	var operations []porcupine.Operation
@@ -249,7 +271,7 @@ func selectOperations(history []*operation) []porcupine.Operation {
 		isKnown := op.Status != nil
 		switch op.Kind {
 		case "teach":
-			if (isKnown && *op.Status != 200) || (!isKnown && !last[op.Arguments.Text]) {
+			if (isKnown && *op.Status != 200) || (!isKnown && !isNamed[op.Arguments.Text]) {
 				continue
 			}
 		case "erase":
@@ -258,6 +280,9 @@ func selectOperations(history []*operation) []porcupine.Operation {
 			}
 		case "rollback", "restore":
 			if isKnown && *op.Status != 200 {
+				continue
+			}
+			if op.Kind == "restore" && !isKnown && unclaimed != nil && len(unclaimed) == 0 {
 				continue
 			}
 		case "read", "ask", "list":
@@ -291,11 +316,12 @@ func main() {
 	code := 0
 	for _, key := range keys {
 		role := histories[key][0].Role
-		operations := selectOperations(histories[key])
+		unclaimed := findUnclaimed(histories[key])
+		operations := selectOperations(histories[key], unclaimed)
 		if len(operations) == 0 {
 			continue
 		}
-		spec := &branchSpec{role != "eraser", role == "learner", map[example]*example{}}
+		spec := &branchSpec{role != "eraser", role == "learner", unclaimed, map[example]*example{}}
 		numUnknown := 0
 		for _, op := range operations {
 			if op.Return == math.MaxInt64 {
