@@ -14,6 +14,7 @@ from ontogeny.errors import BadInput
 from ontogeny.kernels import transformer
 from ontogeny.kernels.cache import PAGE, SequenceCache, page_bytes
 from ontogeny.kernels.packing import PackedAdapter, pack, pack_adapter
+from ontogeny.lm.adapters import make_sample_adapters
 
 MAX_PREFILL_ALONE = 128  # tokens of prompts in a step that decodes nothing
 MAX_PREFILL_BESIDE_DECODE = 64
@@ -33,16 +34,20 @@ class KernelRunner:
         self._workspace = transformer.Workspace()
 
     def check_batch_invariance(self, weights: TransformerWeights) -> None:
-        """Compile the kernels and compare the logits of a sequence alone with those among others, bit for bit."""
+        """Compile the kernels and compare the logits of a sequence alone with those among others, bit for bit.
+
+        Every other sequence has an adapter.
+        """
         num_sequences, num_tokens = 9, min(17, self.max_length)
-        tokens = np.arange(num_tokens) % self.config.vocab_size
-        packed, separate = pack(self.config, weights), SequenceCache(self.config)
+        tokens, packed = np.arange(num_tokens) % self.config.vocab_size, pack(self.config, weights)
+        pair = [None, PackedAdapter(self.config, make_sample_adapters(weights))]
         together = [SequenceCache(self.config) for _ in range(num_sequences)]
-        expected = transformer.extend(packed, [separate], [tokens])
+        separate = [transformer.extend(packed, [SequenceCache(self.config)], [tokens], adapters=[a]) for a in pair]
+        adapters = [pair[number % 2] for number in range(num_sequences)]
         if num_tokens > 1:
-            transformer.extend(packed, together, [tokens[:-1]] * num_sequences, NO_LOGITS)
-        computed = transformer.extend(packed, together, [tokens[-1:]] * num_sequences)
-        if any(logits.tobytes() != expected.tobytes() for logits in computed):
+            transformer.extend(packed, together, [tokens[:-1]] * num_sequences, NO_LOGITS, adapters=adapters)
+        computed = transformer.extend(packed, together, [tokens[-1:]] * num_sequences, adapters=adapters)
+        if any(logits.tobytes() != separate[number % 2].tobytes() for number, logits in enumerate(computed)):
             raise BadInput(
                 "on this machine the bits of an answer depend on the other answers of a step, so the server cannot "
                 "keep its promise of batch invariance"

@@ -60,6 +60,19 @@ def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, 
     return tuple({name: init(getattr(layer, name)) for name in names} for layer in weights.blocks)
 
 
+def make_sample_adapters(weights: TransformerWeights) -> AdapterTree:
+    """Adapters of rank 1 that change what any weights compute, for a test of the machine."""
+
+    def fill(linear: Linear) -> Adapter:
+        inputs, outputs = linear.weight.shape
+        return Adapter(jnp.linspace(-1, 1, inputs)[:, None] / jnp.sqrt(inputs), jnp.full((1, outputs), 0.5))
+
+    return tuple(
+        {name: fill(part) for name, part in layer._asdict().items() if isinstance(part, Linear)}
+        for layer in weights.blocks
+    )
+
+
 def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> TransformerWeights:
     """The weights with the products of their adapters added."""
 
