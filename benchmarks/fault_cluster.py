@@ -48,7 +48,6 @@ class Cluster:
         history: What clients did.
         run: The language model.
         address: The address of the database without a proxy.
-        has_names: Whether a process can be given a name.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Cluster:
         seed: int = 0,
         run: Path | None = None,
     ) -> None:
-        self.folder, self._pause, self.has_names = folder, pause, False
+        self.folder, self._pause = folder, pause
         self._stack, self._stopping, self._threads = contextlib.ExitStack(), threading.Event(), list[threading.Thread]()
         self.history = History(folder / "history.jsonl")
         self.state_dir = folder / "state"
@@ -88,12 +87,13 @@ class Cluster:
         self.history.close()
         self._stack.close()
 
-    def make_replica(self, number: int, *, proxy: int | None = None) -> Replica:
-        """Creates a process that is not started; `proxy` is the number of its proxy, by default its own number."""
-        port = self.proxies[number if proxy is None else proxy].port
+    def make_replica(self, number: int) -> Replica:
+        """Creates a process that is not started, with the name and the proxy of this number."""
+        port = self.proxies[number].port
         arguments = ["--alias", f"story={self.run}", "--alias", f"{FROZEN}={self.run}", *LEARNING]
         arguments += ["--state-dir", str(self.state_dir)]
         url = self.address.replace(f":{self.database.port}/", f":{port}/")
+        arguments += ["--process-name", f"process{number}"]
         return Replica(number, arguments, url, self.folder / f"process{number}.log")
 
     def make_replay(self, state_dir: Path) -> Replica:

@@ -133,7 +133,6 @@ class Injector:
         """Starts a further process with the name of another one, and ends it after a while."""
         replica = self._choose()
         double = self._cluster.make_replica(replica.number)
-        double.arguments += ["--process-name", f"process{replica.number}"] if self._cluster.has_names else []
         double.start()
         try:
             with contextlib.suppress(TimeoutError, RuntimeError):

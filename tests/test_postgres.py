@@ -122,6 +122,21 @@ def test_servers_share_a_database_and_a_copy_uses_it_alone(store, postgres, tmp_
         pass
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_transaction_whose_connection_ends_is_a_failure_of_the_storage(store, postgres, is_before):
+    with pytest.raises(StorageUnavailable), store.transaction():
+        if is_before:
+            store.execute("DELETE FROM usage")
+        postgres.stop("immediate")
+        postgres.start()
+        if not is_before:
+            with pytest.raises(StorageUnavailable):
+                store.execute("DELETE FROM usage")
+            store.execute("DELETE FROM usage")
+    with store.transaction():
+        store.execute("DELETE FROM usage")
+
+
 def test_a_database_that_restarts_is_unavailable_and_then_usable(store, postgres):
     key, text = keys.create_key(store, "anna")
     postgres.stop("immediate")

@@ -223,7 +223,7 @@ class PostgresDatabase(Database):
                 yield connection
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
-                with contextlib.suppress(exc.DBAPIError):
+                with contextlib.suppress(exc.DBAPIError, exc.PendingRollbackError):  # the connection may be lost
                     connection.exec_driver_sql("ROLLBACK")
                 raise
             finally:
@@ -247,6 +247,8 @@ class PostgresDatabase(Database):
             if not (isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated):
                 raise
             raise StorageUnavailable(f"{self.label} cannot be used: {_message_of(error)}") from error
+        except exc.PendingRollbackError as error:
+            raise StorageUnavailable(f"{self.label} cannot be used: the connection was lost") from error
         except exc.TimeoutError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use") from error
 
