@@ -56,6 +56,7 @@ ALTER TABLE branches DROP COLUMN fence;
 ALTER TABLE branches DROP COLUMN newest_example;
 ALTER TABLE versions DROP COLUMN computed_by;
 ALTER TABLE sessions DROP COLUMN revision;
+ALTER TABLE decisions DROP COLUMN process;
 PRAGMA user_version=5;
 """
 FROM_5_TO_4 = """

@@ -1,5 +1,6 @@
 """Server processes that share a PostgreSQL database: owners of branches, hand-over, and requests passed on."""
 
+import json
 import os
 import signal
 import time
@@ -64,7 +65,7 @@ def test_any_process_answers_for_the_owner_of_a_branch(servers):
     assert own_branch(store).owner == numbers["first"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_another_process_takes_a_branch_over(servers, stop):
     first, second, key, store = servers
     for text in NOTES[:2]:
@@ -84,6 +85,7 @@ def test_another_process_takes_a_branch_over(servers, stop):
     assert "Traceback" not in second.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_suspended_owner_neither_writes_nor_answers_from_old_weights(servers):
     first, second, key, store = servers
     assert first.post("/v1/models/run/examples", {"text": NOTES[0]}, key)[0] == 200
@@ -102,3 +104,22 @@ def test_a_suspended_owner_neither_writes_nor_answers_from_old_weights(servers):
     versions = journal.list_versions(store, after.branch)
     assert [version.number for version in versions] == [0, 1, 2]
     assert "Traceback" not in first.log.read_text()
+
+
+def test_the_status_lists_processes_and_all_processes_forget_erased_texts(servers, call_cli, tmp_path, database):
+    first, second, key, store = servers
+    assert first.post("/v1/models/run/examples", {"text": NOTES[0]}, key)[0] == 200
+    wait_until(lambda: first.get("/v1/models/run/branch", key)[1]["current_version"] == 1)
+    options = ("--state-dir", str(tmp_path / "state"), "--database-url", database)
+    code, output, _ = call_cli("deployments", "status", *options, "--json")
+    processes = json.loads(output)["processes"]
+    assert code == 0 and [process.get("name") for process in processes] == ["first", "second", None]
+    assert [process["num_branches"] for process in processes] == [1, 0, 1]  # nobody has used the shared branch
+    code, output, _ = call_cli("deployments", "status", *options)
+    assert code == 0 and "first" in output and "second" in output
+    number = journal.list_examples(store, own_branch(store).branch)[0].number
+    assert second.delete(f"/v1/models/run/examples/{number}", key)[0] == 200
+    wait_until(lambda: first.get("/v1/models/run/branch", key)[1]["current_version"] == 0)
+    answers = [server.post("/v1/completions", COMPLETION, key)[1] for server in (first, second)]
+    assert {answer["system_fingerprint"].rpartition("-")[2] for answer in answers} == {"0"}
+    assert [decision.process for decision in journal.list_decisions(store, "run")][-1] is not None

@@ -47,6 +47,7 @@ COMMANDS: Entries = {  # `module:function` of a command; of a group its commands
         "repair": "server_state:repair",
         "move": "server_state:move",
         "vacuum": "server_state:vacuum",
+        "status": "server_status:show_status",
     },
     "audit": {
         "": "Test whether an agent learns, plans or pursues an objective, and where its ability is stored.",

@@ -42,6 +42,7 @@ from ontogeny.stages.session import AgentSession
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
 TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of the database
+FORGETTING_INTERVAL = 1.0  # seconds between two looks at what other processes have erased
 ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
 log = logging.getLogger(__name__)
 
@@ -382,6 +383,7 @@ class Deployments:
             (TABLE_CHECK_INTERVAL, self._check_tables),
             (self.config.weight_check_interval, self._check_weights),
             (ERASURE_INTERVAL, self._finish_erasures),
+            (FORGETTING_INTERVAL, self._forget_erased),
         ]
         times = [time.monotonic() + interval for interval, _ in tasks]
         while not self._stopping.wait(STATUS_INTERVAL):
@@ -441,6 +443,18 @@ class Deployments:
             except Exception:  # of one deployment; it is tried again
                 log.exception("an erasure in '%s' cannot be finished", branches.deployment)
 
+    def _forget_erased(self) -> None:
+        """Removes from memory what other processes have erased."""
+        if self.membership is None:
+            return
+        for branches in self._branch_managers():
+            try:
+                branches.forget_erased()
+            except StorageUnavailable as error:  # it is tried again
+                log.debug("erasures cannot be read at present: %s", error)
+            except Exception:
+                log.exception("what was erased in '%s' cannot be forgotten", branches.deployment)
+
     def _find_load(self) -> Load:
         """The requests that are generated or wait."""
         engines = [d.engine for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
@@ -495,6 +509,8 @@ def _build_branches(
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)
+    if config.allow_mixed:  # another machine may not be able to compute a version again
+        limits = limits.model_copy(update={"snapshot_interval": 1})
     branches = BranchManager(
         store, name, branch_learner, shared=config.shared_branch, config=limits, ownership=ownership
     )

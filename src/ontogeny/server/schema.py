@@ -111,6 +111,7 @@ ALTER TABLE branches ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE branches ADD COLUMN newest_example INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN computed_by TEXT;
 ALTER TABLE sessions ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE decisions ADD COLUMN process INTEGER;
 CREATE INDEX branches_to_learn ON branches (deployment, branch) WHERE newest_example > last_decided AND NOT frozen;
 CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';
 """

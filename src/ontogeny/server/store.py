@@ -45,6 +45,7 @@ class Store:
     ) -> None:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
+        self.process_number: int | None = None  # of the server, where several share the database
         self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
         address = find_address(self.folder, database_url)
         if address is None and not (self.folder / DATABASE).exists():

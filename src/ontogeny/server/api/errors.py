@@ -19,6 +19,7 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.quotas import QuotaExceeded
 from ontogeny.server.request_identity import IdempotencyKeyReused
+from ontogeny.server.sessions.store import SessionChanged
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
@@ -205,6 +206,12 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BranchUnavailable)
     async def handle_unavailable_branch(request: Request, error: BranchUnavailable) -> JSONResponse:
         return unavailable(str(error), "branch_unavailable").response
+
+    @app.exception_handler(SessionChanged)
+    async def handle_changed_session(request: Request, error: SessionChanged) -> JSONResponse:
+        return unavailable(
+            "other requests change the session at the same time; retry later", "session_changed"
+        ).response
 
     @app.exception_handler(OwnedElsewhere)
     async def handle_other_owner(request: Request, error: OwnedElsewhere) -> JSONResponse:

@@ -9,6 +9,7 @@ const DECISIONS = {
   forked: () => "The model was replaced by a copy of the one that another author taught.",
   freeze: () => "Learning was paused.",
   unfreeze: () => "Learning goes on.",
+  mixed: () => "Another kind of computer goes on with the learning.",
 };
 const REASONS = [
   [/^held-out text would cost/, "the model would have forgotten too much of what it knew"],

@@ -89,6 +89,7 @@ class BranchManager:
             weight_distance=self._weight_distance,
         )  # fmt: skip
         self._erasure_lock = threading.Lock()
+        self._last_erasure = journal.find_last_erasure(store)  # of which the memory of this process holds nothing
         self._loading_threads = ThreadPoolExecutor(NUM_LOADING_THREADS, f"loading of {deployment}")
         self._loading: dict[str, Future[LoadedVersion]] = {}  # of the event loop
         self.open(journal.SHARED)
@@ -215,6 +216,17 @@ class BranchManager:
                     branch_changes.finish_erasures(self.store, examples)
         except (OSError, StorageUnavailable) as error:
             log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
+
+    def forget_erased(self) -> None:
+        """Removes from memory and caches what other processes have erased since the last call."""
+        last = journal.find_last_erasure(self.store)
+        if last == self._last_erasure:
+            return
+        examples = journal.list_erased_examples(self.store, self.deployment, self._last_erasure)
+        if examples:
+            self.loader.drop_deleted()
+            self.on_erased(examples)
+        self._last_erasure = last
 
     def export(self, owner_key: str) -> bytes:
         """Returns the current version of a key's branch as a state file, with scratch and digest."""

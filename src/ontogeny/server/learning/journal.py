@@ -99,13 +99,14 @@ class LearningDecision(NamedTuple):
 
     number: int
     branch: str
-    kind: str  # learned, rejected, rollback, erased, restored, forked, freeze, unfreeze
+    kind: str  # learned, rejected, rollback, erased, restored, forked, freeze, unfreeze, mixed
     example: int | None
     version: int | None
     held_out_loss: float | None
     reason: str
     created_at: float
     share: float | None = None  # of the step of the example that was taken; 0 for a rejected one, None without a step
+    process: int | None = None  # the server process that decided, where several share the database
 
 
 def open_branch(
@@ -351,6 +352,20 @@ def list_decisions(store: Store, deployment: str) -> list[LearningDecision]:
     return store.select(LearningDecision, query, deployment)
 
 
+def find_last_erasure(store: Store) -> int:
+    """Returns the number of the last decision to erase an example, or 0."""
+    return store.select_value("SELECT coalesce(max(number), 0) FROM decisions WHERE kind = 'erased'")
+
+
+def list_erased_examples(store: Store, deployment: str, after: int) -> list[TrainingExample]:
+    """Returns the examples of a deployment whose erasure was decided after the decision of a number."""
+    query = (
+        "SELECT * FROM examples WHERE number IN (SELECT example FROM decisions JOIN branches USING (branch) "
+        "WHERE kind = 'erased' AND decisions.number > ? AND deployment = ?) ORDER BY number"
+    )
+    return store.select(TrainingExample, query, after, deployment)
+
+
 def list_recent_decisions(store: Store, branch: str, max_decisions: int) -> list[LearningDecision]:
     """Returns the last decisions about a branch, newest first."""
     query = "SELECT * FROM decisions WHERE branch = ? ORDER BY number DESC LIMIT ?"
@@ -544,6 +559,6 @@ def log_decision(
     store: Store, branch: str, kind: str, *outcome: int | float | str | None, share: float | None = None
 ) -> None:
     """Adds a decision; `outcome` is its example, version, held-out loss and reason."""
-    columns = "branch, kind, example, version, held_out_loss, reason, created_at, share"
-    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-    store.execute(query, branch, kind, *outcome, time.time(), share)
+    columns = "branch, kind, example, version, held_out_loss, reason, created_at, share, process"
+    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    store.execute(query, branch, kind, *outcome, time.time(), share, store.process_number)

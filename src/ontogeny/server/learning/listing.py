@@ -100,7 +100,7 @@ def num_pending_of_deployment(store: Store, deployment: str) -> int:
     """The number of undecided examples in all branches of a deployment."""
     query = (
         f"SELECT count(*) FROM branches {store.database.ordered_join} examples USING (branch) "
-        f"WHERE deployment = ? AND number > last_decided AND {UNDECIDED}"
+        f"WHERE deployment = ? AND newest_example > last_decided AND number > last_decided AND {UNDECIDED}"
     )
     return store.select_value(query, deployment)
 

@@ -121,6 +121,8 @@ class Membership(BranchOwnership):
                 number, branch.branch, number,
             )  # fmt: skip
             branch = journal.get_branch(self._store, branch.branch)
+            if branch.owner == number:
+                self._mark_mixed(branch)
 
     def owns(self, branch: Branch) -> bool:
         """Whether a branch, as it was read, belongs to this process."""
@@ -170,6 +172,14 @@ class Membership(BranchOwnership):
             f"this one computes with '{self.computed_by}' and takes such branches over only with --allow-mixed"
         )
 
+    def _mark_mixed(self, branch: Branch) -> None:
+        """Records that the next weights of a branch are computed by another kind of machine or program than before."""
+        recorded = journal.get_version(self._store, branch.branch, branch.current_version).computed_by
+        if recorded is not None and recorded != self.computed_by:
+            reason = f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
+            with self._store.transaction(branch.branch):
+                journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
+
     def _run(self) -> None:
         """Renews the lease until the process leaves."""
         while not self._stopping.wait(RENEWAL_INTERVAL):
@@ -186,6 +196,7 @@ class Membership(BranchOwnership):
                     log.warning("the lease of process %d has expired; the process is number %d now", lease[0], number)
                 lease = (number, 0.0)
             self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
+            self._store.process_number = lease[0]
             self._end_expired()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)

@@ -28,6 +28,7 @@ class AgentSessionRecord(NamedTuple):
     state: AgentState
     feedback: dict[str, Any] | None  # for the last action, if it was sent ahead of the observation
     weights_digest: str
+    revision: int = 0  # of the record that was read
 
 
 class AgentSessions(SessionManager[AgentSessionRecord]):
@@ -107,7 +108,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         action, state = self.agent.act(
             session.state, observation, first=first, final_observation=final_observation, **last_feedback
         )
-        after = self._session(id, session.num_steps + 1, state, None)
+        after = self._session(id, session.num_steps + 1, state, None)._replace(revision=session.revision)
         if not self.agent.online and after.weights_digest != session.weights_digest:
             raise ContractViolation("the weights changed in a frozen deployment")
         return action, self._write(key, after, request, {"action": action})
@@ -121,7 +122,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
                 f"{session.weights_digest[:16]}"
             )
         self._check_feedback(restored.feedback)
-        return self._write(key, restored)
+        return self._write(key, restored._replace(revision=session.revision))
 
     def _check_feedback(self, feedback: dict[str, Any] | None) -> None:
         """Raises `BadInput` if no request could have sent this feedback, which a state file contains."""

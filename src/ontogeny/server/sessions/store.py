@@ -4,6 +4,7 @@ The state of a session is on disk before a request is acknowledged, so sessions 
 and of texts share this module and differ in what a step does.
 """
 
+import contextlib
 import json
 import secrets
 import time
@@ -20,6 +21,7 @@ from ontogeny.server.sessions.repeats import FailedAttempts
 from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 
+MAX_ATTEMPTS = 20  # of a call whose session another process changes again and again
 MAX_UNUSED_TIME = 30 * 24 * 3600.0  # seconds after which an unused session may be deleted for a new one
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -27,6 +29,10 @@ Result = TypeVar("Result")
 
 class UnknownSession(LookupError):
     """No session has this id, or it belongs to another key."""
+
+
+class SessionChanged(Exception):
+    """Another process has changed a session since it was read, so nothing was written."""
 
 
 class StoredSession(Protocol):
@@ -41,7 +47,10 @@ class StoredSession(Protocol):
     @property
     def weights_digest(self) -> str: ...
 
-    def _replace(self, *, id: str) -> Self: ...
+    @property
+    def revision(self) -> int: ...
+
+    def _replace(self, *, id: str = ..., revision: int = ...) -> Self: ...
 
 
 SessionT = TypeVar("SessionT", bound=StoredSession)
@@ -105,17 +114,22 @@ class SessionManager(ABC, Generic[SessionT]):
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """Calls a method on the session `id` like `call`, after the earlier calls on that session have ended."""
+        """Calls a method on the session `id` like `call`, after the earlier calls on that session have ended.
+
+        It is called again if another process changes the session in the meantime.
+        """
         async with self.turns.take(key, id):
+            for _ in range(MAX_ATTEMPTS - 1):
+                with contextlib.suppress(SessionChanged):
+                    return await self.call(method, key, id, *args, **kwargs)
             return await self.call(method, key, id, *args, **kwargs)
 
     def get(self, key: str, id: str) -> SessionT:
         """Reads a session; raises `UnknownSession` if the key has none of this id."""
-        query = "SELECT state FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
-        state = self._store.select_value(query, id, self.name, key)
-        if state is None:
-            raise UnknownSession(id)
-        return self._decode(id, state)
+        query = "SELECT state, revision FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
+        for state, revision in self._store.execute(query, id, self.name, key):
+            return self._decode(id, state)._replace(revision=revision)
+        raise UnknownSession(id)
 
     def delete(self, key: str, id: str) -> None:
         """Deletes a session; raises `UnknownSession` if the key has none of this id."""
@@ -165,28 +179,34 @@ class SessionManager(ABC, Generic[SessionT]):
 
         Raises:
             UnknownSession: The session was deleted in the meantime.
+            SessionChanged: Another process has changed the session since it was read.
             QuotaExceeded: The state has grown, and the key may not store it.
         """
         query = (
             "UPDATE sessions SET num_steps = ?, state = ?, used_at = ?, request_digest = ?, idempotency_key = ?, "
-            "answer = ? WHERE id = ? AND deployment = ? AND key = ?"
+            "answer = ?, revision = revision + 1 WHERE id = ? AND deployment = ? AND key = ? AND revision = ?"
         )
         state = self._encode(session)
-        with self._store.transaction():
+        with self._store.transaction(session.id):
             num_bytes = self._store.select_value("SELECT length(state) FROM sessions WHERE id = ?", session.id)
             columns = session.num_steps, state, time.time(), *_request_columns(request, answer)
-            if not self._store.execute(query, *columns, session.id, self.name, key).rowcount:
+            if num_bytes is None:
                 raise UnknownSession(session.id)
+            if not self._store.execute(query, *columns, session.id, self.name, key, session.revision).rowcount:
+                raise SessionChanged(session.id)
             if len(state) > num_bytes:
                 quotas.check(self._store, key, "stored_bytes")
-        return session
+        return session._replace(revision=session.revision + 1)
 
     def _write_state(self, session: SessionT) -> None:
         """Replaces the state of a session, if it exists, by one that the next request continues alike."""
-        query = "UPDATE sessions SET num_steps = ?, state = ? WHERE id = ? AND deployment = ?"
+        query = "UPDATE sessions SET num_steps = ?, state = ?, revision = revision + 1 WHERE id = ? AND deployment = ?"
         state = self._encode(session)
-        with self._store.transaction():
-            self._store.execute(query, session.num_steps, state, session.id, self.name)
+        with self._store.transaction(session.id):
+            parameters = session.num_steps, state, session.id, self.name, session.revision
+            changed = self._store.execute(f"{query} AND revision = ?", *parameters)
+            if not changed.rowcount and self._store.select_value("SELECT 1 FROM sessions WHERE id = ?", session.id):
+                raise SessionChanged(session.id)
 
     @abstractmethod
     def _encode(self, session: SessionT) -> bytes:

@@ -6,6 +6,7 @@ same calls on the same weights are bitwise reproducible. H heads, N cached token
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +36,7 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import begin_prompt
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.request_identity import RequestIdentity
-from ontogeny.server.sessions.store import SessionManager
+from ontogeny.server.sessions.store import MAX_ATTEMPTS, SessionChanged, SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
 
@@ -68,6 +69,7 @@ class TextSession(NamedTuple):
     num_steps: int  # prompt and generated tokens so far
     activations: TextActivations
     weights_digest: str  # of the version that computed the activations
+    revision: int = 0  # of the record that was read
 
 
 class Continuation(NamedTuple):
@@ -154,8 +156,10 @@ class TextSessions(SessionManager[TextSession]):
             self.epoch += 1
             self._deleted_digests = frozenset(digests)
         for id in self._store.select_values("SELECT id FROM sessions WHERE deployment = ?", self.name):
-            with self._activations_lock:
-                self._drop_if_deleted(id)
+            for _ in range(MAX_ATTEMPTS):
+                with self._activations_lock, contextlib.suppress(SessionChanged):  # by another process
+                    self._drop_if_deleted(id)
+                    break
 
     def restore(self, key: str, id: str, data: bytes, weights_digest: str, epoch: int) -> TextSession:
         """Replaces the state of a session by an exported one of the weights of this digest.
@@ -167,8 +171,7 @@ class TextSessions(SessionManager[TextSession]):
             weights_digest: The digest of the weights that answer the key.
             epoch: As for `Continuation`.
         """
-        self.get(key, id)
-        session = self._decode(id, data)
+        session = self._decode(id, data)._replace(revision=self.get(key, id).revision)
         if session.weights_digest != weights_digest:
             raise BadInput(
                 f"this state belongs to weights {session.weights_digest[:16]}, but the current weights are "
@@ -199,18 +202,28 @@ class TextSessions(SessionManager[TextSession]):
         """
         generated = [] if generated is None else generated
         async with self.turns.take(key, id):
-            prepared = await self.executor.call(key, self._prepare, key, id, continuation)
-            if isinstance(prepared, SessionCompletion):
-                return prepared
-            session, request = prepared
-            end = await _generate(self._engine, request, generated)
-            if end.finish_reason == "time":
-                raise TimeoutError
-            if end.activations is None:
-                raise GenerationFailed
-            answer = {"tokens": generated, "finish_reason": end.finish_reason}
-            commit = self.executor.submit(key, self._commit, key, session, continuation, end.activations, answer)
-            return SessionCompletion(generated, end.finish_reason, await wait_for_call(commit))
+            for _ in range(MAX_ATTEMPTS - 1):
+                with contextlib.suppress(SessionChanged):  # by another process
+                    return await self._complete_once(key, id, continuation, generated)
+                generated.clear()
+            return await self._complete_once(key, id, continuation, generated)
+
+    async def _complete_once(
+        self, key: str, id: str, continuation: Continuation, generated: list[int]
+    ) -> SessionCompletion:
+        """Continues a text; see `complete`. Raises `SessionChanged` if another process has changed the session."""
+        prepared = await self.executor.call(key, self._prepare, key, id, continuation)
+        if isinstance(prepared, SessionCompletion):
+            return prepared
+        session, request = prepared
+        end = await _generate(self._engine, request, generated)
+        if end.finish_reason == "time":
+            raise TimeoutError
+        if end.activations is None:
+            raise GenerationFailed
+        answer = {"tokens": generated, "finish_reason": end.finish_reason}
+        commit = self.executor.submit(key, self._commit, key, session, continuation, end.activations, answer)
+        return SessionCompletion(generated, end.finish_reason, await wait_for_call(commit))
 
     def _prepare(
         self, key: str, id: str, continuation: Continuation
@@ -255,7 +268,7 @@ class TextSessions(SessionManager[TextSession]):
         tokens = np.array(after.tokens[-self._model.config.context_length - 1 :], np.int32)
         num_steps = session.num_steps + len(after.tokens) - len(session.activations.tokens)
         activations = TextActivations(tokens, *after.layers)
-        after_session = TextSession(session.id, num_steps, activations, continuation.weights_digest)
+        after_session = TextSession(session.id, num_steps, activations, continuation.weights_digest, session.revision)
         return self._write_activations(key, after_session, continuation.epoch, continuation.request, answer)
 
     def _write_activations(
@@ -274,11 +287,11 @@ class TextSessions(SessionManager[TextSession]):
 
     def _drop_if_deleted(self, id: str) -> None:
         """Deletes the activations of a session whose weights are those of a deleted version."""
-        state = self._store.select_value("SELECT state FROM sessions WHERE id = ?", id)
+        records = self._store.execute("SELECT state, revision FROM sessions WHERE id = ?", id)
         try:
-            if state is None or read_metadata(state, STATE)["weights_digest"] not in self._deleted_digests:
+            if not records or read_metadata(records[0][0], STATE)["weights_digest"] not in self._deleted_digests:
                 return
-            session = self._decode(id, state)
+            session = self._decode(id, records[0][0])._replace(revision=records[0][1])
         except (BadInput, KeyError) as error:  # the session cannot be continued either
             log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
             return

@@ -18,6 +18,7 @@ ALTER TABLE branches ADD COLUMN fence BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE branches ADD COLUMN newest_example BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN computed_by TEXT;
 ALTER TABLE sessions ADD COLUMN revision BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE decisions ADD COLUMN process BIGINT;
 CREATE INDEX branches_to_learn ON branches (deployment, branch) WHERE newest_example > last_decided AND NOT frozen;
 CREATE INDEX branches_by_process ON branches (owner) WHERE owner IS NOT NULL;
 CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';

@@ -1,0 +1,56 @@
+"""`ontogeny deployments status`: the processes that share a database, their branches and their queues."""
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from ontogeny.cli.shared import (
+    DEFAULT_STATE_DIR,
+    DatabaseUrl,
+    JsonOutput,
+    StateDir,
+    format_time,
+    open_store,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from ontogeny.server.processes.status import ProcessStatus
+
+HEADINGS = ("process", "name", "address", "since", "running", "waiting", "branches", "to learn", "lag")
+
+
+def show_status(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+) -> None:
+    """Print the server processes that share a database, with their requests, branches and examples to learn.
+
+    Example: ontogeny deployments status --database-url postgresql://ontogeny@localhost/ontogeny
+    """
+    from ontogeny.server.processes.status import read_status
+
+    with open_store(state_dir, database_url, read_only=True) as store:
+        statuses, waiting = read_status(store)
+    if as_json:
+        processes = [
+            (status.process._asdict() if status.process else {"number": None})
+            | {"num_branches": status.num_branches, "num_pending": status.num_pending, "lag": status.lag}
+            for status in statuses
+        ]
+        return typer.echo(json.dumps({"processes": processes, "waiting": [branch._asdict() for branch in waiting]}))
+    print_table([_describe(status) for status in statuses], HEADINGS)
+    for branch in waiting:
+        owner = "no process" if branch.owner is None else f"process {branch.owner}"
+        oldest = format_time(branch.oldest_created_at)
+        typer.echo(f"{branch.branch} ({owner}): {branch.num_pending} examples to learn, the oldest of {oldest}")
+
+
+def _describe(status: "ProcessStatus") -> list[str]:
+    """The cells of a process."""
+    amounts = [f"{status.num_branches:,}", f"{status.num_pending:,}", f"{status.lag:.1f} s"]
+    process = status.process
+    if process is None:
+        return ["none", "", "", "", "", "", *amounts]
+    load = [str(process.num_running), str(process.num_waiting)]
+    return [str(process.number), process.name, process.url, format_time(process.started_at), *load, *amounts]

@@ -1,0 +1,64 @@
+"""Two processes that change one session at the same time: no change is lost."""
+
+import asyncio
+from typing import NamedTuple
+
+import pytest
+
+from ontogeny.server.sessions.store import SessionChanged, SessionManager
+from ontogeny.server.states import encode_state, read_metadata
+from ontogeny.server.store import Store
+
+
+class Count(NamedTuple):
+    id: str
+    num_steps: int
+    weights_digest: str = ""
+    revision: int = 0
+
+
+class Counter(SessionManager[Count]):
+    """A manager whose sessions count their steps."""
+
+    def create(self, key):
+        return self._insert(key, Count("", 0), None)
+
+    def step(self, key, id, meanwhile=lambda: None):
+        session = self.get(key, id)
+        meanwhile()
+        return self._write(key, session._replace(num_steps=session.num_steps + 1))
+
+    def _encode(self, session):
+        return encode_state("branch", {"a": 1.0}, {"num_steps": str(session.num_steps)})
+
+    def _decode(self, id, data):
+        return Count(id, int(read_metadata(data, "branch")["num_steps"]))
+
+
+@pytest.fixture
+def counters(tmp_path):
+    first, second = Store(tmp_path / "state"), Store(tmp_path / "state")
+    counters = Counter("count", first), Counter("count", second)
+    yield counters
+    for counter in counters:
+        counter.stop()
+
+
+def test_a_step_from_a_state_that_another_process_has_changed_writes_nothing(counters):
+    first, second = counters
+    id = first.create("anna").id
+    with pytest.raises(SessionChanged):
+        first.step("anna", id, meanwhile=lambda: second.step("anna", id))
+    assert second.get("anna", id).num_steps == 1
+    assert first.step("anna", id).num_steps == 2 == second.get("anna", id).revision
+
+
+def test_steps_of_two_processes_are_taken_one_after_another(counters):
+    id = counters[0].create("anna").id
+
+    async def run():
+        calls = (counter.call_in_turn(Counter.step, "anna", id) for _ in range(10) for counter in counters)
+        return await asyncio.gather(*calls)
+
+    steps = sorted(session.num_steps for session in asyncio.run(run()))
+    assert steps == list(range(1, 21)) and counters[0].get("anna", id).num_steps == 20
