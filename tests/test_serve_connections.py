@@ -36,7 +36,7 @@ async def application(scope, receive, send):
 
 
 @contextlib.contextmanager
-def _serve(application):
+def _serve(application, **settings):
     """Serves an ASGI application with short limits on a thread, and stops it; yields its port."""
 
     async def with_lifespan(scope, receive, send):
@@ -48,7 +48,7 @@ def _serve(application):
             if message["type"] == "lifespan.shutdown":
                 return None
 
-    limits = RequestLimits(with_lifespan, max_body_bytes=1 << 30, arrival_limit=LIMIT)
+    limits = RequestLimits(with_lifespan, max_body_bytes=1 << 30, arrival_limit=LIMIT, **settings)
     server = build_server(limits, limits, arrival_limit=LIMIT, send_limit=LIMIT, backlog=100)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -231,3 +231,35 @@ def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_se
         assert _read_all(half_header) == b""
         assert server.process.wait(30) == 0
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_stopping_server_answers_every_connection_that_it_accepts():
+    """Where other processes answer, a client of a stopping server gets an answer or cannot connect."""
+    results, ports = [], []
+
+    def use(number):
+        """Connects and sends a request at once or after a moment, until the server refuses a connection."""
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", ports[0]), timeout=20)
+            except ConnectionRefusedError:
+                return
+            with connection:
+                time.sleep(0.004 * (number % 4))
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b"GET /unread HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    results.append(connection.recv(65536)[:15])
+                    continue
+                results.append(b"reset")
+
+    for _ in range(2):
+        results.clear()
+        with _serve(application, answers_until_end=True) as port:
+            ports[:] = [port]
+            clients = [threading.Thread(target=use, args=(number,)) for number in range(16)]
+            for client in clients:
+                client.start()
+            wait_until(lambda: len(results) > 100)
+        for client in clients:
+            client.join()
+        assert set(results) == {b"HTTP/1.1 200 OK"}

@@ -33,6 +33,7 @@ from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
 
 ARRIVAL_LIMIT = 20.0  # seconds in which a request must have arrived
+ANY_ADDRESS = ("0.0.0.0", "::")  # hosts that stand for all addresses of the machine
 MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 NUM_THREADS = 8  # for short calls, and again for long ones
@@ -80,6 +81,8 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
         asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
         deployments.start(url)
         meter.start()
+        if deployments.membership is not None:  # until then, other processes receive the requests
+            await asyncio.to_thread(deployments.wait_for_start)
         trimming = asyncio.create_task(trim_memory_periodically())
         yield
         trimming.cancel()
@@ -115,8 +118,8 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
         on_listening: Called once the address belongs to the server, with the URL of the server.
 
     Raises:
-        BadInput: The address cannot be used, or other machines could reach it although no key exists; or no deployment
-            can be started.
+        BadInput: The address cannot be used; other machines could reach it although no key exists, or other processes
+            could not reach it; or no deployment can be started.
         StorageDamaged: The database was damaged, removed or replaced.
         ServerFailed: All deployments have failed.
     """
@@ -127,9 +130,11 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
             f"other machines could use '{config.host}' without a key: create one with `ontogeny keys create`, "
             "or listen on 127.0.0.1"
         )
+    if deployments.membership is not None and not config.process_url and config.host in ANY_ADDRESS:
+        raise BadInput(f"other processes cannot reach this one at '{config.host}': name its address with --process-url")
     _raise_file_limit()
     configure_logs(config.log_level)
-    listening = _listen(config.host, config.port)
+    listening = _bind(config.host, config.port, listens=deployments.membership is None)
     on_listening(_url(listening))
     application = build_app(deployments, _url(listening))
     server = build_server(
@@ -149,7 +154,12 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
         timer.start()
 
     deployments.on_failed = stop
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except OSError as error:  # another process has listened on the port in the meantime
+        if server.started:
+            raise
+        raise _unusable_address(config.host, config.port, error) from None
     if deployments.error is not None:
         raise deployments.error
 
@@ -171,14 +181,30 @@ def _omit_status_422(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Opens the listening socket; raises `BadInput` if the address cannot be used."""
+def _bind(host: str, port: int, *, listens: bool) -> socket.socket:
+    """Opens the socket of the server, which refuses connections until it listens.
+
+    Raises:
+        BadInput: The address cannot be used.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if listens:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+        return bound
     except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
-        raise BadInput(f"the server cannot listen on '{host}' port {port}: {reason}") from None
+        raise _unusable_address(host, port, error) from None
+
+
+def _unusable_address(host: str, port: int, error: OSError) -> BadInput:
+    """Creates the error of an address on which the server cannot listen."""
+    reason = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
+    return BadInput(f"the server cannot listen on '{host}' port {port}: {reason}")
 
 
 def _url(listening: socket.socket) -> str:

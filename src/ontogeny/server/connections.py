@@ -5,10 +5,12 @@ an incomplete header, on a body that the application does not read, and on a cli
 """
 
 import asyncio
+import contextlib
 import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -21,6 +23,7 @@ from ontogeny.server.api.errors import ApiError, bad_request
 from ontogeny.server.api.request_limits import RequestLimits
 
 CHECK_INTERVAL = 1.0  # seconds
+LINGER_TIME = 1.0  # seconds for a request that is on its way when the server stops, if other processes go on
 GRACE_TIME = 5.0  # seconds for running requests to finish when the server stops
 CLOSE_TIME = 1  # seconds for connections to close after that
 
@@ -127,17 +130,48 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends all requests while new ones are still answered, then closes all connections."""
-        if self._limits.answers_until_end:  # new connections are refused, and so go to another process
-            for server in self.servers:
-                server.close()
-            for listening in sockets or ():
-                listening.close()
-            for connection in list(self.server_state.connections):
-                connection.shutdown()
+        """Ends all requests, then closes all connections; where other processes answer, no new request is lost."""
+        if self._limits.answers_until_end:
+            self._limits.closes_connections = True
+            await self._stop_accepting(sockets or [])
+            await self._finish_connections()
         if not self.force_exit:
             await self._limits.stop(GRACE_TIME)
         await super().shutdown(sockets)
+
+    async def _stop_accepting(self, sockets: list[socket.socket]) -> None:
+        """Refuses new connections, which so go to another process, and serves those that the system has accepted.
+
+        Closing a listening socket resets all connections that wait in its queue.
+        """
+        loop = asyncio.get_running_loop()
+        copies = [listening.dup() for listening in sockets]
+        for listening in sockets:
+            with contextlib.suppress(RuntimeError):  # of another event loop
+                loop.remove_reader(listening)
+        await asyncio.sleep(0)  # connections that were accepted before get their transports
+        for server in self.servers:
+            server.close()
+        for listening in copies:
+            with listening, contextlib.suppress(OSError):  # none waits
+                while True:
+                    connection, _ = listening.accept()
+                    connection.setblocking(False)
+                    await loop.connect_accepted_socket(self._build_protocol, connection)
+
+    def _build_protocol(self) -> asyncio.Protocol:
+        """The protocol of a connection."""
+        build: Any = self.config.http_protocol_class
+        return build(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def _finish_connections(self) -> None:
+        """Lets connections without a request send one that is on its way, and then closes them."""
+        connections: Any = self.server_state.connections
+        deadline = time.monotonic() + LINGER_TIME
+        while any(c.cycle is None or c.cycle.response_complete for c in connections) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(connections):
+            connection.shutdown()
 
 
 def build_server(

@@ -278,6 +278,7 @@ class Deployments:
         self._reported: dict[str, str] = {}  # failures of deployments that are in the log
         self._start_errors: dict[str, Exception] = {}
         self._stopping, self._is_handed_over = threading.Event(), False
+        self._start_ended, self._url = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
         check_names(runs)
@@ -313,13 +314,16 @@ class Deployments:
         Args:
             url: Where the server receives requests.
         """
-        if self.membership is not None:
-            url = self.config.process_url or url
-            self.membership.start(self.config.process_name or url.partition("://")[2] or "unnamed", url)
+        self._url = self.config.process_url or url
         self._thread.start()
+
+    def wait_for_start(self) -> None:
+        """Returns when the deployments have started, or the server is to stop before."""
+        self._start_ended.wait()
 
     def hand_over(self) -> None:
         """Gives all branches to the other processes that share the database, if there are any, before the end."""
+        self._start_ended.set()
         if self.membership is None or self._is_handed_over:
             return
         try:
@@ -347,7 +351,10 @@ class Deployments:
             for deployment in self.by_name.values():
                 self._start(deployment)
             self._check_available()
+            if self.membership is not None:
+                self.membership.start(self.config.process_name or self._url.partition("://")[2] or "unnamed", self._url)
             self.ready.set()
+            self._start_ended.set()
             self.on_ready()
             self._watch()
         except (StorageDamaged, BadInput, ServerFailed) as error:
@@ -359,6 +366,7 @@ class Deployments:
             if self.error is not None:
                 log.error("the server stops: %s", self.error)
                 self.on_failed()
+            self._start_ended.set()
             for deployment in self.by_name.values():
                 try:
                     deployment.stop()

@@ -28,6 +28,7 @@ HOP_HEADERS = {  # which belong to one connection
     b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection", b"host",
     b"content-length",
 }  # fmt: skip
+OWN_PATHS = frozenset({"/health", "/ready", "/metrics"})  # about one process
 MAX_WAITING_TIME = 10.0  # seconds until a branch has an owner that answers
 RETRY_INTERVAL = 0.05  # seconds
 WATCH_INTERVAL = 0.25  # seconds between two looks at the lease of the process that is to answer
@@ -77,7 +78,7 @@ class RequestForwarding:
 
     async def _handle(self, scope: dict[str, Any], exchange: "_RepeatableRequest") -> OwnedElsewhere | None:
         """Answers a request here; returns the process that is to answer instead, if nothing was sent."""
-        if self._membership.is_leaving:
+        if self._membership.is_leaving and scope["path"] not in OWN_PATHS:
             successor = await asyncio.to_thread(self._membership.find_successor)
             if successor is not None:
                 return OwnedElsewhere(successor.number, successor.url)

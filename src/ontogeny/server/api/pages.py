@@ -9,6 +9,7 @@ from ontogeny.report.page import render
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller
 from ontogeny.server.api.fair_route import FairRoute
+from ontogeny.server.api.request_limits import server_stops
 
 router = APIRouter(route_class=FairRoute)
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,9 +44,11 @@ async def check_health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: errors.RESPONSES[503]})
 async def check_readiness(request: Request) -> dict[str, str]:
-    """Answers with status 200 if all deployments can answer requests."""
+    """Answers with status 200 if all deployments can answer requests and the process does not stop."""
     context.check_ready(request)
     server = context.get_context(request)
+    if server.deployments.membership is not None and server.deployments.membership.is_leaving:
+        raise server_stops()
     if server.meter.failure is not None:
         raise errors.unavailable(server.meter.failure, "storage_unavailable")
     for deployment in server.deployments.by_name.values():

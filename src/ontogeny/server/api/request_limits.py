@@ -42,6 +42,10 @@ class RequestLimits:
             `max_body_bytes` applies.
         answers_until_end: Whether requests that arrive while the server stops are answered, because other processes
             can do so.
+
+    Attributes:
+        is_stopping: Whether running requests are being ended.
+        closes_connections: Whether every response ends its connection.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class RequestLimits:
         self.app, self.max_body_bytes, self.upload_limit = app, max_body_bytes, upload_limit
         self.arrival_limit, self.answers_until_end = arrival_limit, answers_until_end
         self._running: set[asyncio.Task[Any]] = set()
-        self.is_stopping = False
+        self.is_stopping = self.closes_connections = False
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Handles one connection of the ASGI protocol."""
@@ -154,7 +158,8 @@ class _Exchange:
             self.status = message["status"]
             headers = [*message.get("headers", ())]
             self._is_event_stream = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
-            if not self._is_complete and self.status >= 400:  # the unread body would be taken for the next request
+            is_unread = not self._is_complete and self.status >= 400
+            if is_unread or self._limits.closes_connections:  # the unread body would be taken for the next request
                 message["headers"] = [*headers, CLOSE]
         elif not message.get("more_body", False) and not self._is_complete and self.status >= 400:
             await self._send({**message, "more_body": True})
