@@ -5,13 +5,14 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from database_proxy import StoppedCommit
-from fault_clients import Key
+from fault_clients import FROZEN, Key
 from fault_cluster import Cluster, fake_time, read_time
-from server_group import Replica
+from server_group import DISCONNECTED, Replica, send_request
 
 LEASE = 1.5  # seconds after which other processes take the branches of a process over
 MAX_OUTAGE = 60.0  # seconds for which the database is unreachable at most
@@ -20,7 +21,7 @@ HITS = ("transaction", "upload", "hand_over")
 WEIGHTS = {  # kinds of faults and how often they are drawn, relative to each other
     "kill": 3, "pause": 3, "drain": 2, "restart_database": 1, "database_unreachable": 0.6, "cut": 3, "partition": 2,
     "slow": 2, "same_name": 1, "skewed_clock": 1, "full_disk": 0.7, "open_transaction": 5, "lost_acknowledgment": 2,
-    "upload": 4, "hand_over": 4,
+    "upload": 4, "hand_over": 5,
 }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ class Injector:
         self._details: dict[str, Any] = {}
         self._target: int | None = None
         self._is_tried = True
+        self.num_failed_starts = 0  # of processes that could not reach the database
 
     def inject(self, kind: str | None = None) -> Fault:
         """Injects a fault of this kind, or of one that is drawn, and waits for its end."""
@@ -97,12 +99,29 @@ class Injector:
     def database_unreachable(self) -> None:
         """Lets no process reach the database, for up to a minute."""
         seconds = self._max_outage if self._draw.random() < 0.25 else 2 + self._draw.random() * self._max_outage / 3
+        key, replicas = self._choose_key("frozen"), [r for r in self._cluster.replicas if r.is_ready]
+        for replica in replicas:  # so that the process knows the key
+            self._ask_frozen(replica, key)
         for proxy in self._cluster.proxies:
             proxy.is_refusing = True
             proxy.cut()
-        time.sleep(seconds)
+        started_at, statuses = time.monotonic(), Counter[int]()
+        while (elapsed := time.monotonic() - started_at) < seconds:
+            for replica in replicas:
+                statuses[self._ask_frozen(replica, key)] += 1
+            time.sleep(min(1.0, seconds - elapsed))
+        self._details |= {"outage": round(seconds, 1), "statuses of frozen weights": dict(statuses)}
+        if statuses.keys() - {200}:
+            self._cluster.history.report(f"frozen weights did not answer without the database: {dict(statuses)}")
         for proxy in self._cluster.proxies:
             proxy.restore()
+
+    def _ask_frozen(self, replica: Replica, key: Key) -> int:
+        """The status of a request to frozen weights; 0 if there was no answer."""
+        body = {"model": FROZEN, "prompt": "The", "max_tokens": 2}
+        with contextlib.suppress(*DISCONNECTED):
+            return send_request(replica.url, "POST", "/v1/completions", body, key.text, timeout=10).status
+        return 0
 
     def cut(self) -> None:
         """Resets all connections between one process and the database."""
@@ -209,7 +228,7 @@ class Injector:
 
     def hand_over(self) -> None:
         """Hits a hand-over of branches: the process that gives them away, or one that takes them."""
-        replica = self._choose()
+        replica = self._choose_owner()
         number = self._process_number(replica)
         before = self._branches_of(number)
         receivers = [r for r in self._cluster.replicas if r is not replica and r.is_ready]
@@ -290,6 +309,16 @@ class Injector:
         self._target = replica.number
         return replica
 
+    def _choose_owner(self) -> Replica:
+        """Chooses the process that owns more branches than any other one, if that is known."""
+        numbers = Counter(self._cluster.owned_branches().values())
+        ready = [replica for replica in self._cluster.replicas if replica.is_ready]
+        if not numbers or not ready:
+            return self._choose()
+        replica = max(ready, key=lambda replica: numbers[self._process_number(replica) or 0])
+        self._target = replica.number
+        return replica
+
     def _choose_key(self, role: str) -> Key:
         """Draws a key of this role."""
         return self._draw.choice([key for key in self._cluster.keys if key.role == role])
@@ -330,9 +359,16 @@ class Injector:
         while sum(replica.is_ready for replica in replicas) < max(1, len(replicas) - 1):
             for replica in replicas:
                 if not replica.is_running:
-                    reason = f"with the exit code {replica.exit_code}: {replica.log_end}"
-                    self._cluster.history.report(f"process {replica.number} ended by itself {reason}")
+                    self._report_end(replica)
                     replica.start()
             if time.monotonic() > deadline:
                 raise TimeoutError("the processes were not ready again within 180 s")
             time.sleep(0.2)
+
+    def _report_end(self, replica: Replica) -> None:
+        """Reports a process that ended by itself, unless it could not start without the database."""
+        if "cannot be used: connection" in replica.log_end and replica.exit_code == 2 and not replica.was_ready:
+            self.num_failed_starts += 1
+            return
+        reason = f"with the exit code {replica.exit_code}: {replica.log_end}"
+        self._cluster.history.report(f"process {replica.number} ended by itself {reason}")

@@ -130,6 +130,7 @@ class Replica:
     Attributes:
         environment: Further variables of the environment of its next start.
         is_paused: Whether it got SIGSTOP.
+        was_ready: Whether it has been ready since its last start.
     """
 
     def __init__(self, number: int, arguments: Sequence[str], database_url: str, log: Path) -> None:
@@ -137,7 +138,7 @@ class Replica:
         self.arguments, self.environment = list(arguments), dict[str, str]()
         self._database_url = database_url
         self.process: subprocess.Popen[bytes] | None = None
-        self.is_paused = False
+        self.is_paused = self.was_ready = False
 
     @property
     def url(self) -> str:
@@ -161,14 +162,16 @@ class Replica:
         if not self.is_running or self.is_paused:
             return False
         try:
-            return send_request(self.url, "GET", "/ready", timeout=2).status == 200
+            is_ready = send_request(self.url, "GET", "/ready", timeout=2).status == 200
         except DISCONNECTED:
             return False
+        self.was_ready |= is_ready
+        return is_ready
 
     def start(self) -> None:
         """Starts the process; see `wait`."""
         assert not self.is_running
-        self.is_paused = False
+        self.is_paused = self.was_ready = False
         command = [sys.executable, "-m", "ontogeny", "serve", *self.arguments, "--port", str(self.port)]
         environment = os.environ | {"ONTOGENY_DATABASE_URL": self._database_url} | self.environment
         with self.log.open("ab") as log:
