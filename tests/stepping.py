@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,10 @@ from ontogeny.content.transformer import Norm, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
+from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.learning.snapshots import delete_unused
+from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
@@ -90,9 +94,9 @@ class SteppedStore(Store):
     """A store that has a checkpoint before every transaction, and before every statement outside of one."""
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, scope: str | None = None) -> Iterator[None]:
         checkpoint()
-        with super().transaction():
+        with super().transaction(scope):
             yield
 
     @contextmanager
@@ -106,10 +110,24 @@ class SteppedStore(Store):
             checkpoint()
         return super().execute(query, *parameters)
 
-    def write_snapshot(self, file: str, data: bytes) -> None:
+    def write_snapshot(self, data: bytes) -> str:
         checkpoint()
-        super().write_snapshot(file, data)
+        file = super().write_snapshot(data)
         checkpoint()
+        return file
+
+
+def list_snapshot_paths(store: Store) -> list[Path]:
+    """The files in the folder of the snapshots; a shared one first loses what waits for its deletion."""
+    if store.is_shared:
+        delete_unused(store, min_age=0)
+    assert isinstance(store.snapshots, FolderSnapshots)
+    return list(store.snapshots.folder.iterdir())
+
+
+def snapshot_path(store: Store, version: BranchVersion) -> Path:
+    """The file of a version in the folder of the snapshots."""
+    return Path(store.snapshots.path_of(str(version.snapshot)))
 
 
 def fake_learner(

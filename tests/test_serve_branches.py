@@ -30,6 +30,7 @@ from ontogeny.server.store import Store
 from ontogeny.types import Weights
 from server_formats import copy_as_format
 from serving import LimitedFileSize, family_run, load, read_stored, shared_run
+from stepping import list_snapshot_paths, snapshot_path
 
 pytestmark = pytest.mark.computes
 
@@ -94,7 +95,7 @@ def current_weights(branches: BranchManager, owner: str = "a") -> Weights:
 def snapshot_files(branches: BranchManager, *names: str) -> tuple[set[str], set[str]]:
     """The files in the snapshot folder, and those that the versions of these branches refer to."""
     versions = [version for name in names for version in journal.list_versions(branches.store, name)]
-    files = {path.name for path in branches.store.snapshots.iterdir()}
+    files = {path.name for path in list_snapshot_paths(branches.store)}
     return files, {version.snapshot for version in versions if version.snapshot}
 
 
@@ -198,7 +199,7 @@ def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(model, tmp_p
             branches.restore("b", branches.export("a"), "a")
         weights = current_weights(branches)
     assert journal.get_branch(branches.store, "story/b").current_version == 0
-    assert not list(branches.store.snapshots.iterdir())
+    assert not list(list_snapshot_paths(branches.store))
     learn(branches, TEXTS[2:3])
     assert journal.list_versions(branches.store, "story/a")[3].snapshot
     undisturbed = open_branches(branch_learner, tmp_path / "other")
@@ -425,7 +426,7 @@ def test_a_damaged_snapshot_is_rebuilt_and_named_in_the_log(branch_learner, tmp_
     branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=2)
     learn(branches, TEXTS)
     weights, version = current_weights(branches), journal.get_version(branches.store, "story/a", 4)
-    file = branches.store.snapshots / str(version.snapshot)
+    file = snapshot_path(branches.store, version)
     if is_absent:
         file.unlink()
     else:

@@ -47,7 +47,7 @@ def write_state(folder: Path) -> Store:
                 assert committed is not None
                 version = committed
                 branch = journal.get_branch(store, branch.branch)
-        store.write_snapshot(f"snapshot-{i}", state)
+        store.snapshots.write_as(f"snapshot-{i}", state)
         journal.add_snapshot(store, version, f"snapshot-{i}", 4)
         session = encode_state("text session", {"tokens": np.arange(300 + i, dtype=np.int32)}, {})
         with store.transaction():
@@ -320,7 +320,10 @@ def test_a_damaged_snapshot_stops_no_key_and_a_damaged_database_ends_the_server(
             wait_until(lambda key=key: server.get("/v1/models/story/branch", key)[1]["num_pending"] == 0)
         answers = {key: answer(server, key) for key in texts.values()}
         assert server.stop() == 0
-    damaged = next(path for path in (folder / "snapshots").iterdir() if next(iter(texts)) in path.name)
+    with Store(folder) as store:
+        branch = journal.get_branch(store, f"story/{next(iter(texts))}")
+        version = journal.get_version(store, branch.branch, branch.current_version)
+        damaged = Path(store.snapshots.path_of(str(version.snapshot)))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xa5")
     with ServerProcess(folder, *arguments) as server:
         assert {key: answer(server, key) for key in texts.values()} == answers

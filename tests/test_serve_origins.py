@@ -327,7 +327,7 @@ def test_files_of_an_earlier_version_lose_the_permissions_of_others(tmp_path, wi
         path.chmod(0o755 if path.is_dir() else 0o644)
     (folder / "snapshots" / "old.safetensors").write_bytes(b"weights")
     with Store(folder) as store, store.transaction():
-        store.write_snapshot("new.safetensors", b"weights")
+        store.snapshots.write_as("new.safetensors", b"weights")
         modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*")}
     assert {name: mode for name, mode in modes.items() if mode != 0o600} == {"snapshots": 0o700}
     assert len(modes) == 6 and folder.stat().st_mode & 0o777 == 0o755  # which its owner chose

@@ -36,10 +36,11 @@ from ontogeny.server.learning.branches import WARM_UP_TEXT, BranchConfig, Branch
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
+from ontogeny.server.learning.snapshots import delete_unused
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.types import Weights
 from serving import ROOT, copy_state_folder, shared_run
-from stepping import SteppedStore, SteppedThread, fake_learner
+from stepping import SteppedStore, SteppedThread, fake_learner, list_snapshot_paths, snapshot_path
 from workload import AcknowledgedExamples, Workload
 
 MAX_STEPS = 20_000  # after which a test has hung
@@ -117,7 +118,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
         """Starts a server in the folder: a manager and its learning thread."""
         store = SteppedStore(self.folder / "state")
         self.manager = self.running = BranchManager(store, "story", self.learner, config=LIMITS)
-        self.manager.snapshots.delete_unused()
+        delete_unused(self.manager.store)
         self.manager.store.truncate_log()
         self.manager.finish_erasures()
         self.thread = SteppedThread(partial(self.learn, self.manager))
@@ -249,7 +250,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
         versions = [v for key in KEYS for v in self.call(journal.list_versions, store, f"story/{key}")]
         files = sorted(str(v.snapshot) for v in versions if v.snapshot is not None and v.parent is not None)
         if files:
-            path = store.snapshots / files[index % len(files)]
+            path = Path(store.snapshots.path_of(files[index % len(files)]))
             self.damaged.add(path.name)
             path.unlink(missing_ok=True) if is_absent else path.write_bytes(b"damaged")
 
@@ -312,7 +313,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
                 self.check_that_nothing_is_left_of(number)
             for _ in range(30):
                 self.thread.advance()  # past a snapshot that is being written
-            files = {path.name for path in self.manager.store.snapshots.iterdir()}
+            files = {path.name for path in list_snapshot_paths(self.manager.store)}
             assert files <= journal.list_snapshots(self.manager.store)
             self.check_threads()
         finally:
@@ -347,7 +348,7 @@ def learn(branches: BranchManager, owner: str, *examples: str) -> list[int]:
 def check_files(branches: BranchManager) -> None:
     """The snapshot folder holds the snapshots of versions that are not deleted, and nothing else."""
     store = branches.store
-    assert {path.name for path in store.snapshots.iterdir()} == journal.list_snapshots(store)
+    assert {path.name for path in list_snapshot_paths(store)} == journal.list_snapshots(store)
     for branch in journal.list_branches(store, "story"):
         assert not any(v.deleted and v.snapshot for v in journal.list_versions(store, branch.branch))
 
@@ -531,7 +532,7 @@ def test_a_branch_whose_restored_state_is_lost_is_unavailable_until_it_is_repair
     restored = branches.restore("anna", exporting.export("anna"), "test")
     learn(branches, "anna", TEXTS[2])
     check_files(branches)
-    (branches.store.snapshots / str(restored.snapshot)).unlink()
+    snapshot_path(branches.store, restored).unlink()
     reopened = open_branches(tmp_path / "state")
     for _ in range(2):
         with pytest.raises(BranchUnavailable, match=str(restored.snapshot)):
@@ -554,17 +555,16 @@ def test_a_fork_whose_snapshot_is_lost_is_learned_again_from_its_source(tmp_path
     learn(branches, "anna", *TEXTS[:2])
     version = branches.fork("anna", "bob", "test")
     weights = branches.current("bob").weights
-    (branches.store.snapshots / str(version.snapshot)).unlink()
+    snapshot_path(branches.store, version).unlink()
     assert all(check.is_available for check in check_branches(branches.store, "story"))
     assert trees.bitwise_equal(open_branches(tmp_path / "state").current("bob").weights, weights)
 
 
-def test_two_versions_of_equal_weights_do_not_share_a_snapshot(tmp_path):
-    """Otherwise the limit of snapshots deletes the file of a version that is in use."""
+def test_two_versions_of_equal_weights_share_a_snapshot_which_stays_while_one_is_in_use(tmp_path):
     branches = open_branches(tmp_path / "state", snapshot_interval=1, max_snapshots=1)
     learn(branches, "anna", *TEXTS[:2])
-    state = branches.export("anna")
-    branches.restore("anna", state, "test")
+    state, learned = branches.export("anna"), journal.get_version(branches.store, "story/anna", 2)
+    assert branches.restore("anna", state, "test").snapshot == learned.snapshot is not None
     learn(branches, "anna", *TEXTS[2:])
     branch_changes.rollback(branches.store, "story/anna", 3, "test")
     check_files(branches)

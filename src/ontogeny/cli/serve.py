@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import DEFAULT_STATE_DIR, DatabaseUrl, Device, NumHostDevices, StateDir, options_from
+from ontogeny.cli.shared import (
+    DEFAULT_STATE_DIR,
+    DatabaseUrl,
+    Device,
+    NumHostDevices,
+    SnapshotUrl,
+    StateDir,
+    options_from,
+)
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 from ontogeny.validation import validate
@@ -42,6 +50,7 @@ def serve(
     ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     database_url: DatabaseUrl = None,
+    snapshot_url: SnapshotUrl = None,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
     **settings: Any,
@@ -63,9 +72,10 @@ def serve(
     check_names(named_runs)
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created
-    store = Store(state_dir, database_url=database_url)
+    store = Store(state_dir, database_url=database_url, snapshot_url=snapshot_url)
     with store.lock():
         store.check_integrity()
+        store.check_snapshots()
         deployments = Deployments(named_runs, store, config)
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
 

@@ -11,10 +11,12 @@ from ontogeny.cli.shared import (
     DEFAULT_STATE_DIR,
     DatabaseUrl,
     JsonOutput,
+    SnapshotUrl,
     StateDir,
     format_number,
     format_time,
     open_store,
+    refuse_credentials,
     refuse_password,
 )
 from ontogeny.errors import BadInput
@@ -111,7 +113,10 @@ def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, database_url: 
 
 
 def check(
-    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, as_json: JsonOutput = False
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
+    snapshot_url: SnapshotUrl = None,
+    as_json: JsonOutput = False,
 ) -> None:
     """Check database, branches, snapshots and sessions of a server, which may be running; nothing is changed.
 
@@ -121,7 +126,7 @@ def check(
     """
     from ontogeny.server.repair import check_state
 
-    faults = check_state(state_dir, database_url)
+    faults = check_state(state_dir, database_url, snapshot_url)
     if as_json:
         typer.echo(json.dumps({"faults": [fault._asdict() for fault in faults]}))
     else:
@@ -133,14 +138,16 @@ def check(
         raise typer.Exit(1)
 
 
-def repair(state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:
+def repair(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, snapshot_url: SnapshotUrl = None
+) -> None:
     """Repair what `check` finds, while no server runs; a copy of the database is made first.
 
     Example: ontogeny deployments repair
     """
     from ontogeny.server.repair import repair_state
 
-    result = repair_state(state_dir, ACTOR, database_url)
+    result = repair_state(state_dir, ACTOR, database_url, snapshot_url)
     if result.copy is None:
         return typer.echo(f"no damage found in '{state_dir}'")
     typer.echo(f"copy of the database and of everything that was set aside: '{result.copy}'")
@@ -153,36 +160,73 @@ def repair(state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = 
 
 
 def move(
-    source: Annotated[str, typer.Argument(help="State folder, or postgresql://USER@HOST/NAME.")],
-    target: Annotated[str, typer.Argument(help="Where the state is copied to; one of both is a database.")],
+    source: Annotated[
+        str, typer.Argument(help="State folder, postgresql://USER@HOST/NAME, or snapshots in s3://BUCKET/PREFIX.")
+    ],
+    target: Annotated[str, typer.Argument(help="Where it is copied to; one of both is a folder.")],
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
+    snapshot_url: SnapshotUrl = None,
 ) -> None:
-    """Copy the state of a server from its state folder into PostgreSQL, or back, while no server runs.
+    """Copy the state of a server between its folder and PostgreSQL, or its snapshots to another store; no server runs.
 
-    Snapshots of weights stay files: --state-dir is the folder that has those of the PostgreSQL database.
+    The snapshots of a database in PostgreSQL are in --snapshot-url, or else in --state-dir. With s3:// as source or
+    target, only snapshots are copied, those of the database of the folder (or of --database-url).
 
     Example: ontogeny deployments move ontogeny-state postgresql://ontogeny@localhost/ontogeny
     """
-    from ontogeny.runs.folder import locked
+    kinds = [place.partition("://")[0] if "://" in place else "folder" for place in (source, target)]
+    if kinds.count("folder") != 1:
+        raise BadInput("name one state folder, and one database as postgresql://USER@HOST/NAME or store as s3://...")
+    if "s3" in kinds:
+        return _move_snapshots(source, target, database_url)
     from ontogeny.server.moving import copy_state
     from ontogeny.server.store import Store
 
-    if sum("://" in place for place in (source, target)) != 1:
-        raise BadInput("name one state folder, and one database as postgresql://USER@HOST/NAME")
     with contextlib.ExitStack() as stack:
         stores: list[Store] = []
         for place, create in ((source, False), (target, True)):
-            address = refuse_password(place) if "://" in place else ""
-            folder = state_dir if address else Path(place)
-            stores.append(stack.enter_context(Store(folder, create=create, database_url=address)))
-        for folder in {store.folder.resolve() for store in stores}:
-            stack.enter_context(locked(folder))
-        for store in stores:
-            stack.enter_context(store.database.lock_server(exclusive=True))
+            if "://" in place:
+                address = refuse_password(place)
+                store = Store(state_dir, create=create, database_url=address, snapshot_url=snapshot_url)
+            else:
+                store = Store(place, create=create, database_url="", snapshot_url="")
+            stores.append(stack.enter_context(store))
+        _lock_stores(stack, stores)
         copied = copy_state(*stores)
     typer.echo(
         f"{sum(copied.num_records.values()):,} records and {copied.num_snapshots:,} snapshots copied to '{target}'"
     )
+
+
+def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
+    """Copy the snapshots of a state folder to an S3-compatible store, or back."""
+    from ontogeny.server.moving import copy_snapshots
+    from ontogeny.server.store import Store
+
+    folder = target if "://" in source else source
+    address = refuse_credentials(source if "://" in source else target)
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {"create": False, "database_url": database_url}
+        local, remote = (
+            stack.enter_context(Store(folder, snapshot_url=snapshots, **options)) for snapshots in ("", address)
+        )
+        _lock_stores(stack, [local])
+        remote.snapshots.check()
+        stores = (remote, local) if "://" in source else (local, remote)
+        num_snapshots = copy_snapshots(local, *(store.snapshots for store in stores))
+    typer.echo(f"{num_snapshots:,} snapshots copied to '{target}'")
+
+
+def _lock_stores(stack: contextlib.ExitStack, stores: "list[Store]") -> None:
+    """Exclude servers from state folders and databases, and check that the snapshots can be used."""
+    from ontogeny.runs.folder import locked
+
+    for folder in {store.folder.resolve() for store in stores}:
+        stack.enter_context(locked(folder))
+    for store in stores:
+        stack.enter_context(store.database.lock_server(exclusive=True))
+        store.snapshots.check()
 
 
 def vacuum(state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:

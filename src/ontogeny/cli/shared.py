@@ -145,6 +145,27 @@ DatabaseUrl = Annotated[
 ]
 
 
+def refuse_credentials(address: str | None) -> str | None:
+    """Refuse an address of snapshots with credentials, which every user of a machine could read."""
+    if address is not None and "@" in address:
+        raise BadInput(
+            "command lines are visible to others: give credentials of the snapshot store in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or as a profile"
+        )
+    return address
+
+
+SnapshotUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="S3-compatible store of the snapshots of weights, s3://BUCKET/PREFIX, instead of a folder in the state "
+        "folder; the environment variable ONTOGENY_SNAPSHOT_URL says the same.",
+        show_default=False,
+        callback=refuse_credentials,
+    ),
+]
+
+
 def open_store(state_dir: Path, database_url: str | None, *, read_only: bool = False) -> "Store":
     """Open the database of a state folder; an absent one raises `BadInput`."""
     from ontogeny.server.store import Store

@@ -1,7 +1,8 @@
 """Copies the state of a server from one database to another: from SQLite to PostgreSQL, or back.
 
 The copy of all records is one transaction, so that a target is complete or empty; snapshots are files, which are
-copied before it. An interrupted copy is repeated, and finds the snapshots that are there.
+copied before it, if the target keeps them in another place. An interrupted copy is repeated, and finds the snapshots
+that are there.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from ontogeny.errors import BadInput
 from ontogeny.server import relations, schema
 from ontogeny.server.learning import journal
+from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotStore, UnusableSnapshot
 from ontogeny.server.store import Store
 
 BOOLEANS = {"is_admin", "frozen", "deferred", "deleted"}  # columns that SQLite stores as integers
@@ -36,10 +38,7 @@ def copy_state(source: Store, target: Store) -> MovedState:
     for table in ("keys", "branches", "sessions", "examples"):
         if target.select_value(f"SELECT 1 FROM {table} LIMIT 1") is not None:
             raise BadInput(f"{target.database.label} already holds the state of a server; name an empty database")
-    files = sorted(journal.list_snapshots(source))
-    if source.snapshots.resolve() != target.snapshots.resolve():
-        for file in files:
-            _copy_snapshot(source, target, file)
+    num_files = copy_snapshots(source, source.snapshots, target.snapshots)
     counts: dict[str, int] = {}
     with source.read_transaction(), target.transaction():
         for table in schema.TABLES:
@@ -50,21 +49,41 @@ def copy_state(source: Store, target: Store) -> MovedState:
     broken = [fault for fault in relations.find_broken(target) if fault not in relations.find_broken(source)]
     if broken:
         raise BadInput(f"the copy differs from the source: {broken[0].place}: {broken[0].problem}")
-    return MovedState(counts, len(files))
+    return MovedState(counts, num_files)
 
 
-def _copy_snapshot(source: Store, target: Store, file: str) -> None:
+def copy_snapshots(records: Store, source: SnapshotStore, target: SnapshotStore) -> int:
+    """Copies the files that versions refer to, unless the target has them; returns the number of these files.
+
+    Args:
+        records: The store whose database has the versions.
+        source: Where the files are.
+        target: Where they are copied to. An interrupted copy is repeated and goes on.
+
+    Raises:
+        BadInput: A file is absent from the source, or damaged.
+    """
+    files = sorted(journal.list_snapshots(records))
+    if source.path_of("") != target.path_of(""):
+        for file in files:
+            _copy_snapshot(source, target, file)
+    return len(files)
+
+
+def _copy_snapshot(source: SnapshotStore, target: SnapshotStore, file: str) -> None:
     """Copies one file unless an equal one is there."""
+    has_content_name = CONTENT_NAME.fullmatch(file) is not None
+    if has_content_name and target.holds(file):
+        return
     try:
-        content = (source.snapshots / file).read_bytes()
-    except OSError as error:
+        content = source.read(file)
+    except UnusableSnapshot as error:
         raise BadInput(
-            f"the snapshot '{source.snapshots / file}' cannot be read ({error.strerror}); "
+            f"the snapshot '{source.path_of(file)}' cannot be copied: {error}; "
             "`ontogeny deployments check` finds what can be repaired"
         ) from None
-    path = target.snapshots / file
-    if not path.is_file() or path.read_bytes() != content:
-        target.write_snapshot(file, content)
+    if has_content_name or not target.holds(file) or target.fetch(file) != content:
+        target.write_as(file, content)
 
 
 def _copy_table(source: Store, target: Store, table: str) -> int:

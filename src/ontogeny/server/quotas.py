@@ -10,6 +10,7 @@ Erased examples and deleted sessions free their part at once. Keys without limit
 import contextlib
 from typing import Literal, NamedTuple
 
+from ontogeny.errors import StorageUnavailable
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
@@ -23,6 +24,7 @@ WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND k
 UPLOADED_STATES = """
 SELECT DISTINCT snapshot FROM branches {join} versions {hint} USING (branch)
 WHERE owner_key = ? AND parent IS NULL AND source_branch IS NULL AND snapshot IS NOT NULL
+AND NOT deleted
 """
 ADVICE = {
     "pending_examples": "{} examples that wait to be learned; erase some, or wait until they are learned",
@@ -71,8 +73,8 @@ def get_storage(store: Store, key: str) -> KeyStorage:
     num_sessions, num_bytes = next(iter(store.execute(query, key)), (0, 0))
     join, hint = store.database.ordered_join, store.database.index_hint("versions_with_snapshot")
     for file in store.select_values(UPLOADED_STATES.format(join=join, hint=hint), key):
-        with contextlib.suppress(OSError):  # the server reports a lost snapshot when it needs it
-            num_bytes += (store.snapshots / file).stat().st_size
+        with contextlib.suppress(StorageUnavailable):  # only for files of earlier versions, whose names lack the size
+            num_bytes += store.snapshots.num_bytes(file)
     return KeyStorage(
         key=key,
         num_pending_examples=store.select_value(NUM_PENDING.format(join=join), key, key),

@@ -24,6 +24,7 @@ from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER,
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.recovery import LOG_SUFFIX, copy_database, recover_database
+from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store, find_address
 
@@ -56,8 +57,8 @@ class Repair(NamedTuple):
     losses: list[str]
 
 
-def check_state(folder: Path, database_url: str | None = None) -> list[StateFault]:
-    """Reads a whole state folder and returns what is wrong with it.
+def check_state(folder: Path, database_url: str | None = None, snapshot_url: str | None = None) -> list[StateFault]:
+    """Reads a whole state folder, or its database and snapshots elsewhere, and returns what is wrong with it.
 
     Raises:
         BadInput: The folder holds no state of a server, or one of a format that this version does not read.
@@ -70,7 +71,7 @@ def check_state(folder: Path, database_url: str | None = None) -> list[StateFaul
         if problem is not None:
             repair = "the records that can be read are recovered"
             return [StateFault(f"the database '{folder / DATABASE}'", problem, repair)]
-    with Store(folder, create=False, read_only=True, database_url=database_url) as store:
+    with Store(folder, create=False, read_only=True, database_url=database_url, snapshot_url=snapshot_url) as store:
         faults = [StateFault(*broken) for broken in relations.find_broken(store)]
         for deployment in journal.list_deployments(store):
             faults += _check_versions(store, deployment)
@@ -81,7 +82,7 @@ def check_state(folder: Path, database_url: str | None = None) -> list[StateFaul
         return faults + list(_find_leftovers(store))
 
 
-def repair_state(folder: Path, actor: str, database_url: str | None = None) -> Repair:
+def repair_state(folder: Path, actor: str, database_url: str | None = None, snapshot_url: str | None = None) -> Repair:
     """Makes a state folder usable again and says what was done and lost.
 
     Args:
@@ -89,6 +90,7 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None) -> R
         actor: Who repairs it, for the log of decisions.
         database_url: That of `Store`. Of PostgreSQL, records that contradict each other are mended, as in SQLite;
             damaged files are the matter of PostgreSQL and its back-ups.
+        snapshot_url: That of `Store`.
 
     Raises:
         BadInput: A server works in the folder, or the folder holds no state of a server.
@@ -98,7 +100,7 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None) -> R
     if has_file:
         _require_state(folder)
     with locked(folder):
-        if not check_state(folder, database_url):
+        if not check_state(folder, database_url, snapshot_url):
             return Repair(None, [], [])
         copy = _make_copy_folder(folder)
         actions, losses = list[str](), list[str]()
@@ -115,7 +117,7 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None) -> R
         else:
             lost_examples = _replace_database(folder, copy, actions, losses)
         with (
-            Store(folder, create=False, database_url=database_url) as store,
+            Store(folder, create=False, database_url=database_url, snapshot_url=snapshot_url) as store,
             store.database.lock_server(exclusive=True),
         ):
             if any(loss == LOST_RECORDS.format("keys") for loss in losses) and not keys.has_keys(store):
@@ -233,8 +235,7 @@ def _repair_versions(
     """Sets damaged snapshots aside and makes all branches of a deployment usable."""
     for check in check_branches(store, deployment):
         for version, _ in check.damaged:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copy(store.snapshots / str(version.snapshot), copy)
+            _copy_file(store, str(version.snapshot), copy)
             actions.append(f"{check.branch}: snapshot '{version.snapshot}' of version {version.number} set aside")
             if version.parent is None and version.source_branch is None:
                 losses.append(f"version {version.number} of '{check.branch}', which was uploaded")
@@ -277,32 +278,33 @@ def _set_sessions_aside(store: Store, copy: Path, actions: list[str], losses: li
         losses.append(f"the session {id} of '{deployment}'")
 
 
-def _list_leftovers(store: Store) -> list[Path]:
-    """Files that a crash has left."""
-    paths = [*store.snapshots.iterdir()] if store.snapshots.is_dir() else []
+def _copy_file(store: Store, name: str, copy: Path) -> None:
+    """Copies a file of the snapshots, as far as it can be read."""
+    with contextlib.suppress(UnusableSnapshot):
+        write_bytes(copy / name, store.snapshots.fetch(name), OWNER_FILE)
+
+
+def _list_leftovers(store: Store) -> list[str]:
+    """Files that a crash has left; those of a shared store that are younger may be unused without any fault."""
+    min_age = 2 * snapshots.MIN_AGE if store.is_shared else MIN_LEFTOVER_AGE
+    newest = time.time() - min_age
+    files = [file.name for file in store.snapshots.list_files() if file.written_at < newest]
     used = journal.list_snapshots(store)  # read after the list of files, because files are written first
-    unused = [path for path in paths if path.name not in used]
-    current_time, old = time.time(), []
-    for path in unused:
-        with contextlib.suppress(FileNotFoundError):  # the server has deleted it in the meantime
-            if current_time - path.stat().st_mtime > MIN_LEFTOVER_AGE:
-                old.append(path)
-    return sorted(old)
+    return sorted(set(files) - used)
 
 
 def _find_leftovers(store: Store) -> Iterator[StateFault]:
     """The files that a crash has left."""
-    for path in _list_leftovers(store):
-        yield StateFault(
-            f"the file '{path}'", "nothing refers to it", "it is deleted, also by the next start of a server"
-        )
+    for name in _list_leftovers(store):
+        path = store.snapshots.path_of(name)
+        yield StateFault(f"the file '{path}'", "nothing refers to it", "it is deleted, also by a server")
 
 
 def _remove_leftovers(store: Store, copy: Path, actions: list[str], *, keep: bool) -> None:
     """Deletes the files that a crash has left; after a loss of records they are moved to the copy."""
-    for path in _list_leftovers(store):
+    for name in _list_leftovers(store):
         if keep:
-            shutil.copy(path, copy)
-        path.unlink(missing_ok=True)
-        actions.append(f"file '{path}' {'set aside' if keep else 'deleted'}")
+            _copy_file(store, name, copy)
+        snapshots.delete_files(store, [name])
+        actions.append(f"file '{store.snapshots.path_of(name)}' {'set aside' if keep else 'deleted'}")
     snapshots.delete_unused(store)

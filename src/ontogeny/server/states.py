@@ -18,7 +18,7 @@ MAX_STEPS = 2**62  # of a session; SQLite cannot store larger numbers
 
 
 def encode_state(kind: str, tree: PyTree, metadata: dict[str, str]) -> bytes:
-    """Converts a tree to the content of a state file.
+    """Converts a tree to the content of a state file, which is the same for equal arguments.
 
     Args:
         kind: A key of `FORMAT_KINDS`.
@@ -27,7 +27,17 @@ def encode_state(kind: str, tree: PyTree, metadata: dict[str, str]) -> bytes:
     """
     header = {"format": str(FORMATS[FORMAT_KINDS[kind]]), "kind": kind, "digest": trees.digest(tree)}
     arrays = {name: np.require(array, requirements="C") for name, array in trees.to_arrays(tree).items()}
-    return encode_arrays(arrays, metadata=header | metadata)
+    return _sort_metadata(encode_arrays(arrays, metadata=header | metadata))
+
+
+def _sort_metadata(content: bytes) -> bytes:
+    """Orders the metadata of a file, which safetensors writes in random order, so that equal states are equal bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # arrays begin at a multiple of 8 bytes
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
 def read_metadata(data: bytes, kind: str, path: str = "uploaded state") -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""The storage of a server: a database, and a folder of weight snapshots beside it.
+"""The storage of a server: a database, and a store of weight snapshots beside it.
 
-The database is SQLite in the state folder, or PostgreSQL (see `databases`); snapshots are files of the state folder.
+The database is SQLite in the state folder, or PostgreSQL (see `databases`); snapshots are files of the state folder or
+objects of an S3-compatible store (see `snapshot_stores`).
 Every failure of a disk or a connection is a `StorageUnavailable`, after which the store can be used as before. This
 module does not depend on models or on HTTP.
 """
@@ -12,15 +13,19 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
+from ontogeny.errors import BadInput, StorageDamaged
 from ontogeny.optional_packages import import_optional
-from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import refuse_run_folder
 from ontogeny.server.databases.base import Database, QueryResult
-from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER, SQLiteDatabase
+from ontogeny.server.databases.sqlite import DATABASE, OWNER_FOLDER, SQLiteDatabase
+from ontogeny.server.snapshot_stores.base import SnapshotDeleted, SnapshotStore
+from ontogeny.server.snapshot_stores.folder import FolderSnapshots
+from ontogeny.server.snapshot_stores.objects import ObjectSnapshots
 
 DATABASE_URL = "ONTOGENY_DATABASE_URL"  # the environment variable with the address of a PostgreSQL database
+SNAPSHOT_URL = "ONTOGENY_SNAPSHOT_URL"  # the environment variable with the address of an S3-compatible store
+SNAPSHOT_FOLDER = "snapshots"
 Record = TypeVar("Record")
 
 
@@ -34,6 +39,15 @@ class Store:
             and a converted copy in memory is read; otherwise it is converted.
         database_url: The address of a PostgreSQL database, or an empty text for SQLite in the state folder. None for
             the address in the environment variable `ONTOGENY_DATABASE_URL`, or for SQLite if there is none.
+        snapshot_url: The address of an S3-compatible store, or an empty text for the folder `snapshots`. None for the
+            address in the environment variable `ONTOGENY_SNAPSHOT_URL`, or for the folder if there is none.
+
+    Attributes:
+        snapshots: The files with weights.
+        is_shared: Whether several processes may write snapshots: all cases but SQLite with the folder. Files that no
+            version refers to are then deleted only after a while; see `learning.snapshots`.
+        snapshot_lock: Held by a thread of a process that shares no snapshots while it writes and records them, or
+            deletes them.
 
     Raises:
         BadInput: The folder or the database cannot be used, or the database is absent and `create` is false.
@@ -41,12 +55,18 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path | str, *, create: bool = True, read_only: bool = False, database_url: str | None = None
+        self,
+        folder: Path | str,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        database_url: str | None = None,
+        snapshot_url: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.snapshots = self.folder / "snapshots"
+        self.snapshots = _open_snapshots(self.folder, snapshot_url)
         self.process_number: int | None = None  # of the server, where several share the database
-        self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
+        self.snapshot_lock = threading.RLock()
         address = find_address(self.folder, database_url)
         if address is None and not (self.folder / DATABASE).exists():
             if not create:
@@ -56,9 +76,11 @@ class Store:
             refuse_run_folder(self.folder, "the state of a server")
         try:
             self.database = self._open(address, create, read_only)
+            self.is_shared = not (self.database.has_file and isinstance(self.snapshots, FolderSnapshots))
             if not read_only:
-                for path in (self.folder, self.snapshots):
-                    path.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
+                self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
+                if isinstance(self.snapshots, FolderSnapshots):
+                    self.snapshots.create()
                 self._restrict_access()
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
@@ -130,12 +152,33 @@ class Store:
         """Adds a record whose fields are the columns of a table; must be called in a `transaction`."""
         self.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(record))})", *record)
 
-    def write_snapshot(self, file: str, data: bytes) -> None:
-        """Writes a file of the snapshot folder whole or not at all; raises `StorageUnavailable` if the disk fails."""
-        try:
-            write_bytes(self.snapshots / file, data, OWNER_FILE)
-        except OSError as error:
-            raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
+    def write_snapshot(self, content: bytes) -> str:
+        """Writes a file of the snapshots and returns its name; raises `StorageUnavailable` if that fails."""
+        return self.snapshots.write(content)
+
+    def require_snapshot(self, name: str) -> None:
+        """Raises `SnapshotDeleted` if a file is absent that the current transaction records.
+
+        Files are deleted in transactions too (`learning.snapshots.delete_files`), so that a file is deleted before
+        this check, or its record is known before the deletion. Without sharing, `snapshot_lock` has the same effect.
+        """
+        if self.is_shared and not self.snapshots.holds(name):
+            raise SnapshotDeleted(f"'{self.snapshots.path_of(name)}' was deleted before it was recorded")
+
+    def check_snapshots(self) -> None:
+        """Checks the store of snapshots before a server uses it.
+
+        Raises:
+            BadInput: It cannot be used, or it belongs to another database.
+        """
+        self.snapshots.check()
+        if not self.is_shared or self.select_value("SELECT 1 FROM branches LIMIT 1") is not None:
+            return
+        if next(iter(self.snapshots.list_files()), None) is not None:
+            raise BadInput(
+                f"{self.snapshots.label} has files, but {self.database.label} has no branches: every database needs a "
+                "store of its own; name another folder or prefix, or copy the state with `ontogeny deployments move`"
+            )
 
     def check_tables(self) -> None:
         """Quickly checks the tables; see `Database.check_tables`."""
@@ -163,7 +206,7 @@ class Store:
         """Opens the database."""
         if address is None:
             self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
-            return SQLiteDatabase(self.folder, self.snapshots, read_only=read_only)
+            return SQLiteDatabase(self.folder, self.folder / SNAPSHOT_FOLDER, read_only=read_only)
         for module in ("sqlalchemy", "alembic", "psycopg", "httpx2"):
             import_optional(module, "postgres", "states of a server in PostgreSQL", module)
         from ontogeny.server.databases.postgres import PostgresDatabase
@@ -175,7 +218,7 @@ class Store:
 
         The state folder keeps the permissions of its creator, because it may be a folder with another purpose.
         """
-        for path in (*self.folder.glob(f"{DATABASE}*"), self.snapshots, *self.snapshots.iterdir()):
+        for path in self.folder.glob(f"{DATABASE}*"):
             with contextlib.suppress(OSError):  # the files of somebody else, or a file that is gone
                 if (mode := path.stat().st_mode) & 0o077:
                     path.chmod(mode & OWNER_FOLDER)
@@ -189,6 +232,17 @@ def find_address(folder: Path, database_url: str | None) -> str | None:
 def default_address(folder: Path) -> str | None:
     """The address of the database of every state folder, from the environment; None for SQLite."""
     return os.environ.get(DATABASE_URL) or None
+
+
+def default_snapshot_url(folder: Path) -> str | None:
+    """The address of the store of every state folder's snapshots, from the environment; None for its folder."""
+    return os.environ.get(SNAPSHOT_URL) or None
+
+
+def _open_snapshots(folder: Path, snapshot_url: str | None) -> SnapshotStore:
+    """The store of the snapshots of a state folder; nothing is read or written."""
+    address = (default_snapshot_url(folder) if snapshot_url is None else snapshot_url) or None
+    return FolderSnapshots(folder / SNAPSHOT_FOLDER) if address is None else ObjectSnapshots(address)
 
 
 def _converter(annotation: Any) -> Callable[[Any], Any] | None:

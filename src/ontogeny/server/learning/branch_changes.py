@@ -184,9 +184,16 @@ def list_unfinished_erasures(store: Store, deployment: str) -> list[TrainingExam
     return store.select(TrainingExample, query, deployment)
 
 
-def finish_erasures(store: Store, examples: Iterable[TrainingExample]) -> None:
-    """Records that nothing is left of erased examples."""
+def list_erased_snapshots(store: Store) -> list[BranchVersion]:
+    """Returns the deleted versions of all deployments whose snapshots may still exist."""
+    return store.select(BranchVersion, "SELECT * FROM versions WHERE deleted AND snapshot IS NOT NULL")
+
+
+def finish_erasures(store: Store, examples: Iterable[TrainingExample], versions: Iterable[BranchVersion] = ()) -> None:
+    """Records that nothing is left of erased examples, and that the snapshots of these versions are deleted."""
     with store.transaction():
+        for version in versions:
+            journal.forget_snapshot(store, version)
         for example in examples:
             store.execute("DELETE FROM unfinished_erasures WHERE example = ?", example.number)
 
@@ -202,7 +209,7 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
         if example == number or parent in affected:
             affected.add(version)
     for version in sorted(affected):
-        query = "UPDATE versions SET deleted = TRUE, snapshot = NULL WHERE branch = ? AND number = ?"
+        query = "UPDATE versions SET deleted = TRUE WHERE branch = ? AND number = ?"
         store.execute(query, branch, version)
     state = journal.get_branch(store, branch)
     current, last_decided = state.current_version, state.last_decided

@@ -30,7 +30,7 @@ from ontogeny.server.learning.journal import Branch, BranchLost, BranchVersion, 
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
-from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
 from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.states import check_digest, decode_state, read_metadata
@@ -82,7 +82,7 @@ class BranchManager:
             "trained_digest": self.trained_digest,
             "learner_digest": learner.digest,
         }
-        self.snapshots = SnapshotFolder(store, learner, metadata, self.config.max_snapshots)
+        self.snapshots = VersionSnapshots(store, learner, metadata, self.config.max_snapshots)
         self.loader = VersionLoader(store, learner, self.snapshots, self.config.max_loaded)
         self.loop = LearningLoop(
             store, deployment, learner, self.loader, self.snapshots, self.config, self.ownership,
@@ -211,9 +211,9 @@ class BranchManager:
                     return
                 self.loader.drop_deleted()
                 self.on_erased(examples)
-                self.snapshots.delete_unused()
+                versions = self.snapshots.delete_erased()
                 if self.store.truncate_log():
-                    branch_changes.finish_erasures(self.store, examples)
+                    branch_changes.finish_erasures(self.store, examples, versions)
         except (OSError, StorageUnavailable) as error:
             log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
 
@@ -263,16 +263,13 @@ class BranchManager:
         branch, distance, digest = self.claim(owner_key), self._weight_distance(full_weights), metadata["digest"]
         # The digest of version 0 is that of the trained weights, without a scratch.
         source_digest = self.trained_digest if digest == trees.digest(self.learner.init()) else digest
-        with self.store.snapshot_lock:
-            file = self.snapshots.write(branch.branch, self.snapshots.encode(weights, {}))
-            try:
-                version = branch_changes.restore_version(
-                    self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
-                    exported_from=_read_origin(metadata), is_fork=is_fork, fence=branch.fence,
-                )  # fmt: skip
-            except BaseException:
-                self.snapshots.delete_unused()  # a rejected state leaves no file behind
-                raise
+        version = self.snapshots.record(
+            self.snapshots.encode(weights, {}),
+            lambda file: branch_changes.restore_version(
+                self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
+                exported_from=_read_origin(metadata), is_fork=is_fork, fence=branch.fence,
+            ),
+        )  # fmt: skip
         self.snapshots.delete_surplus(version)
         return version
 

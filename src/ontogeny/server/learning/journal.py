@@ -445,13 +445,17 @@ def add_snapshot(store: Store, version: BranchVersion, file: str, max_snapshots:
 
     Returns:
         Files that may be deleted: the oldest surplus snapshots of the branch, or `file` itself if the version has
-        been deleted or has another snapshot.
+        been deleted or has a snapshot.
+
+    Raises:
+        SnapshotDeleted: The file has been deleted; nothing is recorded.
     """
     condition = "WHERE branch = ? AND number = ? AND NOT deleted AND snapshot IS NULL"
     with store.transaction(version.branch):
         name = version.branch
         if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
             return [file]
+        store.require_snapshot(file)
         return forget_surplus_snapshots(store, version, max_snapshots)
 
 
@@ -469,7 +473,7 @@ def forget_surplus_snapshots(store: Store, newest: BranchVersion, max_snapshots:
     query = (
         f"SELECT versions.* FROM branches {store.database.ordered_join} versions "
         f"{store.database.index_hint('versions_with_snapshot')} USING (branch) "
-        "WHERE branch = ? AND snapshot IS NOT NULL AND "
+        "WHERE branch = ? AND snapshot IS NOT NULL AND NOT deleted AND "
         "(parent IS NOT NULL OR source_branch IS NOT NULL) AND number != current_version AND number != ? "
         "ORDER BY number DESC"
     )
@@ -486,9 +490,10 @@ def forget_snapshot(store: Store, version: BranchVersion) -> None:
 
 
 def list_snapshots(store: Store) -> set[str]:
-    """Returns the files that hold versions."""
+    """Returns the files that hold versions which are not deleted."""
     hint = store.database.index_hint("versions_with_snapshot")
-    return set(store.select_values(f"SELECT DISTINCT snapshot FROM versions {hint} WHERE snapshot IS NOT NULL"))
+    query = f"SELECT DISTINCT snapshot FROM versions {hint} WHERE snapshot IS NOT NULL AND NOT deleted"
+    return set(store.select_values(query))
 
 
 def describe_version(store: Store, version: BranchVersion) -> str:
@@ -552,6 +557,8 @@ def add_version(
         number if parent is None else parent.root_version, steps, computed_by,
     )  # fmt: skip
     store.insert("versions", version)
+    if snapshot is not None:
+        store.require_snapshot(snapshot)
     return version
 
 

@@ -24,7 +24,7 @@ from ontogeny.server.learning.journal import Branch, BranchLost, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable, RetryState, VersionLoader, next_retry
 from ontogeny.server.learning.partial_steps import LearnedText
-from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
 from ontogeny.server.learning.text_scores import TextScore
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
@@ -60,7 +60,7 @@ class LearningLoop:
         deployment: str,
         learner: BranchLearner,
         loader: VersionLoader,
-        snapshots: SnapshotFolder,
+        snapshots: VersionSnapshots,
         config: BranchConfig,
         ownership: BranchOwnership,
         *,

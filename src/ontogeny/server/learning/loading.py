@@ -18,7 +18,8 @@ from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning import journal, partial_steps
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.learner import BranchLearner
-from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder, UnusableSnapshot
+from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
+from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.store import Store
 
 MIN_RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1.0, 60.0  # seconds between two attempts at what failed
@@ -53,7 +54,7 @@ class VersionLoader:
         max_loaded: Versions in memory.
     """
 
-    def __init__(self, store: Store, learner: BranchLearner, snapshots: SnapshotFolder, max_loaded: int) -> None:
+    def __init__(self, store: Store, learner: BranchLearner, snapshots: VersionSnapshots, max_loaded: int) -> None:
         self._store, self._learner = store, learner
         self._snapshots, self._max_loaded = snapshots, max_loaded
         self._lock = threading.Lock()  # of the dictionaries, held for moments

@@ -12,6 +12,8 @@ from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.journal import BranchVersion
+from ontogeny.server.learning.snapshots import delete_files
+from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.server.store import Store
 
@@ -50,25 +52,21 @@ def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchChe
         if not check.is_available:
             newest = journal.get_version(store, check.branch, check.newest_version)
             branch_changes.move_back(store, newest, f"by {actor}, to repair the branch")
-        with store.snapshot_lock:
+        with store.transaction():
             for version, _ in check.damaged:
-                with store.transaction():
-                    journal.forget_snapshot(store, version)
-                if version.snapshot not in journal.list_snapshots(store):
-                    (store.snapshots / str(version.snapshot)).unlink(missing_ok=True)
+                journal.forget_snapshot(store, version)
+        delete_files(store, [str(version.snapshot) for version, _ in check.damaged])
     return checks
 
 
 def find_damage(store: Store, version: BranchVersion) -> str | None:
     """Reads the snapshot of a version; returns what is wrong with it, or None."""
-    path = store.snapshots / str(version.snapshot)
+    name = str(version.snapshot)
     try:
-        data = path.read_bytes()
-        read_metadata(data, "branch", str(path))
-        digest = trees.digest(decode_state(data))
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    except BadInput as error:
+        content = store.snapshots.read(name)
+        read_metadata(content, "branch", store.snapshots.path_of(name))
+        digest = trees.digest(decode_state(content))
+    except (UnusableSnapshot, BadInput) as error:
         return str(error)
     return None if digest == version.digest else f"it does not hold version {version.number}"
 

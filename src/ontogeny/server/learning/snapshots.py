@@ -1,12 +1,25 @@
 """The snapshots of a deployment: state files of weights, beside the database that refers to them.
 
-A file is written before the database refers to it and is deleted after the reference is gone. Every write takes a new
-name, so that a file that no version refers to is never needed again.
+A file is written before the database refers to it and is deleted after the last reference is gone. Files are named by
+their content, so that versions of equal weights share one. Nothing deletes a file that a version refers to:
+
+- In the folder of a SQLite database, which one process uses, a lock excludes deletions while a file is written and
+  recorded. Unused files are deleted at once.
+- A store that several processes share has no such lock, because a write may take long. A file is deleted within a
+  transaction that excludes all others and has found no reference to it, and a transaction that records a file checks
+  that it is there; if it has been deleted meanwhile, it is written and recorded again. Unused files are deleted when
+  they are older than an hour, so that this hardly ever happens.
+
+Exceptions are the files of versions that an erasure has deleted, and files whose record failed: they are deleted at
+once, because they may hold what was learned from an erased example.
 """
 
+import contextlib
 import logging
-import secrets
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import NamedTuple, TypeVar
 
 import jax
 
@@ -14,13 +27,18 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.adapters import AdaptedWeights
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.snapshot_stores.base import SnapshotDeleted, UnusableSnapshot, content_name
 from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
+MIN_AGE = 3600.0  # seconds since the last write of an unused file that is deleted from a shared store
+NUM_DELETED = 500  # files that are deleted in one transaction
+MAX_ATTEMPTS = 3  # to write and record a file
+Recorded = TypeVar("Recorded")
 log = logging.getLogger(__name__)
 
 
@@ -37,20 +55,7 @@ class LoadedVersion(NamedTuple):
         return self.served.merge()
 
 
-class UnusableSnapshot(Exception):
-    """The file of a version cannot be read, or it does not hold the version.
-
-    Args:
-        reason: What is wrong with the file.
-        is_lost: Whether the file will stay unusable, because it is absent or holds something else.
-    """
-
-    def __init__(self, reason: str, is_lost: bool) -> None:
-        super().__init__(reason)
-        self.is_lost = is_lost
-
-
-class SnapshotFolder:
+class VersionSnapshots:
     """Reads and writes the snapshots of the branches of one deployment.
 
     Args:
@@ -70,30 +75,39 @@ class SnapshotFolder:
 
     def read(self, version: BranchVersion) -> Weights:
         """Reads the weights of a version; raises `UnusableSnapshot` if its file is absent or damaged."""
-        path = self._store.snapshots / str(version.snapshot)
+        name, store = str(version.snapshot), self._store.snapshots
         try:
-            data = path.read_bytes()
-            read_metadata(data, "branch", str(path))
-            weights = trees.from_arrays(jax.eval_shape(self._learner.init), decode_state(data))
-        except OSError as error:
-            raise UnusableSnapshot(
-                f"it cannot be read: {error.strerror}", isinstance(error, FileNotFoundError)
-            ) from None
+            content = store.read(name)
+            read_metadata(content, "branch", store.path_of(name))
+            weights = trees.from_arrays(jax.eval_shape(self._learner.init), decode_state(content))
         except BadInput as error:
             raise UnusableSnapshot(str(error), True) from None
         if trees.digest(weights) != version.digest:
             raise UnusableSnapshot(f"it does not hold version {version.number}", True)
         return weights
 
-    def write(self, branch: str, data: bytes) -> str:
-        """Writes a state file; returns its name.
+    def record(self, content: bytes, commit: Callable[[str], Recorded]) -> Recorded:
+        """Writes a state file and records it; a file whose record fails is deleted.
 
-        The caller holds the store's `snapshot_lock` until the file is recorded, because `delete_unused` deletes it
-        otherwise.
+        Args:
+            content: The bytes of the file.
+            commit: Records the name of the file in one transaction, in which it calls `Store.require_snapshot`.
+
+        Returns:
+            What `commit` returned.
         """
-        file = f"{branch.replace('/', '-')}-{secrets.token_hex(8)}.safetensors"
-        self._store.write_snapshot(file, data)
-        return file
+        with self._exclude_deletions():
+            for _ in range(MAX_ATTEMPTS):
+                file = self._store.write_snapshot(content)
+                try:
+                    return commit(file)
+                except SnapshotDeleted as error:  # another process had found an earlier file of this content unused
+                    log.info("%s", error)
+                except BaseException:
+                    with contextlib.suppress(StorageUnavailable):  # it is deleted later, as an unused file
+                        delete_files(self._store, [file])
+                    raise
+        raise StorageUnavailable(f"'{self._store.snapshots.path_of(content_name(content))}' was deleted repeatedly")
 
     def save_if_current(self, loaded: LoadedVersion) -> None:
         """Writes a snapshot of a version that is current and has none; see `save`."""
@@ -111,56 +125,93 @@ class SnapshotFolder:
         """
         version = loaded.version
         try:
-            with self._store.snapshot_lock:
+            with self._exclude_deletions():
                 recorded = journal.get_version(self._store, version.branch, version.number)
                 if recorded.deleted or recorded.snapshot is not None:
                     return
-                file = self.write(version.branch, self.encode(loaded.weights, {}))
-                unused = [file]
-                try:
-                    unused = journal.add_snapshot(self._store, version, file, self._max_snapshots)
-                finally:
-                    self._delete(unused)
-        except (OSError, StorageUnavailable) as error:
+                content = self.encode(loaded.weights, {})
+                unused = self.record(
+                    content, lambda file: journal.add_snapshot(self._store, version, file, self._max_snapshots)
+                )
+                if content_name(content) in unused:  # an erasure may have deleted the version
+                    delete_files(self._store, unused)
+                else:
+                    self._delete_now(unused)
+        except StorageUnavailable as error:
             _log_failure(version, error)
 
     def delete_surplus(self, newest: BranchVersion) -> None:
         """Deletes the oldest surplus snapshots of a branch after `newest` was restored into it."""
         try:
-            with self._store.snapshot_lock:
+            with self._exclude_deletions():
                 with self._store.transaction():
                     files = journal.forget_surplus_snapshots(self._store, newest, self._max_snapshots)
-                self._delete(files)
-        except (OSError, StorageUnavailable) as error:
+                self._delete_now(files)
+        except StorageUnavailable as error:
             log.warning("surplus snapshots of '%s' cannot be deleted at present: %s", newest.branch, error)
 
     def forget(self, version: BranchVersion) -> None:
-        """Deletes the file of a version that can be computed without it; a failure is only logged."""
+        """Forgets the file of a version that can be computed without it; a failure is only logged."""
         try:
-            with self._store.snapshot_lock:
+            with self._exclude_deletions():
                 with self._store.transaction():
                     journal.forget_snapshot(self._store, version)
-                self._delete([str(version.snapshot)])
-        except (OSError, StorageUnavailable) as error:
+                self._delete_now([str(version.snapshot)])
+        except StorageUnavailable as error:
             log.warning("the snapshot '%s' cannot be deleted at present: %s", version.snapshot, error)
 
-    def delete_unused(self) -> None:
-        """Deletes all files that no version refers to."""
-        delete_unused(self._store)
+    def delete_erased(self) -> list[BranchVersion]:
+        """Deletes the files of versions that erasures have deleted, and what a crash left in a folder.
 
-    def _delete(self, files: list[str]) -> None:
-        """Deletes those of these files that no version refers to."""
-        used = journal.list_snapshots(self._store)  # versions of databases of format 3 may share a file
-        for file in set(files) - used:
-            (self._store.snapshots / file).unlink(missing_ok=True)
+        Returns:
+            The versions whose files are deleted, for `branch_changes.finish_erasures`.
+        """
+        versions = branch_changes.list_erased_snapshots(self._store)
+        delete_files(self._store, [str(version.snapshot) for version in versions])
+        if not self._store.is_shared:
+            delete_unused(self._store)
+        return versions
+
+    def _exclude_deletions(self) -> AbstractContextManager[object]:
+        """Excludes deletions by other threads, unless transactions do so."""
+        return contextlib.nullcontext() if self._store.is_shared else self._store.snapshot_lock
+
+    def _delete_now(self, files: Collection[str]) -> None:
+        """Deletes those of these files that no version refers to; a shared store keeps them until they are old."""
+        if not self._store.is_shared:
+            delete_files(self._store, files)
 
 
-def delete_unused(store: Store) -> None:
-    """Deletes all files in the snapshot folder that no version refers to, also what a crash has left."""
-    with store.snapshot_lock:
-        files = [path.name for path in store.snapshots.iterdir()]
-        for file in set(files) - journal.list_snapshots(store):
-            (store.snapshots / file).unlink(missing_ok=True)
+def delete_unused(store: Store, min_age: float | None = None) -> int:
+    """Deletes all files that no version refers to, also what a crash has left.
+
+    Args:
+        store: The database and the files.
+        min_age: Seconds since the last write. None for the default: an hour in a shared store, otherwise 0.
+
+    Returns:
+        The number of deleted files.
+    """
+    if min_age is None:
+        min_age = MIN_AGE if store.is_shared else 0.0
+    newest = time.time() - min_age if min_age else float("inf")
+    with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
+        files = {file.name for file in store.snapshots.list_files() if file.written_at <= newest}
+        unused = sorted(files - journal.list_snapshots(store))
+        return sum(
+            delete_files(store, unused[start : start + NUM_DELETED]) for start in range(0, len(unused), NUM_DELETED)
+        )
+
+
+def delete_files(store: Store, files: Collection[str]) -> int:
+    """Deletes those of these files that no version refers to, and returns their number."""
+    if not files:
+        return 0
+    # Nothing may be recorded between the search for references to a file and its deletion.
+    with store.transaction() if store.is_shared else store.snapshot_lock:
+        unused = set(files) - journal.list_snapshots(store)
+        store.snapshots.delete(unused)
+    return len(unused)
 
 
 def _log_failure(version: BranchVersion, error: Exception) -> None:

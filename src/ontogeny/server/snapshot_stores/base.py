@@ -1,0 +1,109 @@
+"""What a store of snapshots offers: files that are written whole or not at all and never change.
+
+A file is named by its content: SHA-256 and number of bytes. Equal contents are therefore one file, every read is
+checked against the name, and a file that is written again becomes young again. Files of earlier versions have other
+names, and the digest of the weights in the database alone checks them.
+"""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from ontogeny.errors import StorageUnavailable
+
+CONTENT_NAME = re.compile(r"([0-9a-f]{64})-(\d{1,15})\.safetensors")
+
+
+class SnapshotFile(NamedTuple):
+    """A file of a store, with the time of its last write in seconds since 1970 by the clock of the store."""
+
+    name: str
+    num_bytes: int
+    written_at: float
+
+
+class UnusableSnapshot(Exception):
+    """The file of a version cannot be read, or it does not hold the version.
+
+    Args:
+        reason: What is wrong with the file.
+        is_lost: Whether the file will stay unusable, because it is absent or holds something else.
+    """
+
+    def __init__(self, reason: str, is_lost: bool) -> None:
+        super().__init__(reason)
+        self.is_lost = is_lost
+
+
+class SnapshotDeleted(StorageUnavailable):
+    """A file was deleted between its write and the record that refers to it; nothing was recorded."""
+
+
+class SnapshotStore(ABC):
+    """The files of one server, or of several that share a database.
+
+    Every failure of a disk or a connection is a `StorageUnavailable`, except for a file that cannot be read.
+
+    Attributes:
+        label: The words with which messages name the store.
+    """
+
+    label: str
+
+    def write(self, content: bytes) -> str:
+        """Writes a file whole or not at all, also if it exists; returns its name once it is durable."""
+        name = content_name(content)
+        self.write_as(name, content)
+        return name
+
+    def read(self, name: str) -> bytes:
+        """Reads a file and compares it with its name; raises `UnusableSnapshot` if it is absent or differs."""
+        content = self.fetch(name)
+        if CONTENT_NAME.fullmatch(name) and content_name(content) != name:
+            raise UnusableSnapshot("its content does not have the digest in its name", True)
+        return content
+
+    def num_bytes(self, name: str) -> int:
+        """The size of a file, 0 for an absent one; a name of its content says the size."""
+        match = CONTENT_NAME.fullmatch(name)
+        return int(match[2]) if match else self.stored_bytes(name) or 0
+
+    def holds(self, name: str) -> bool:
+        """Whether a file exists and has the size that its name says."""
+        size = self.stored_bytes(name)
+        return size is not None and size == self.num_bytes(name)
+
+    @abstractmethod
+    def write_as(self, name: str, content: bytes) -> None:
+        """Writes a file whole or not at all under any name, for files of earlier versions."""
+
+    @abstractmethod
+    def fetch(self, name: str) -> bytes:
+        """Reads a file without a comparison; raises `UnusableSnapshot` if it is absent."""
+
+    @abstractmethod
+    def stored_bytes(self, name: str) -> int | None:
+        """The size of a file in the store, or None if it is absent."""
+
+    @abstractmethod
+    def list_files(self) -> Iterator[SnapshotFile]:
+        """All files, in any order; one that is written or deleted meanwhile may be listed or not."""
+
+    @abstractmethod
+    def delete(self, names: Collection[str]) -> None:
+        """Deletes files; absent ones are no error."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `BadInput` with one sentence if the store cannot be used, before a server or a command uses it."""
+
+    @abstractmethod
+    def path_of(self, name: str) -> str:
+        """The path of a file for messages."""
+
+
+def content_name(content: bytes) -> str:
+    """The name of a file with this content."""
+    return f"{hashlib.sha256(content).hexdigest()}-{len(content)}.safetensors"
