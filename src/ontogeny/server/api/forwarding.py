@@ -24,11 +24,14 @@ Message = MutableMapping[str, Any]
 PROCESS_HEADER = "x-ontogeny-process"  # of every response: the name and number of the process that answers
 FORWARDED_HEADER = "x-ontogeny-forwarded"  # of a request that another process passes on
 REFUSED_HEADER = "x-ontogeny-not-owner"  # of the response to such a request by a process that is not the owner either
+HANDLED = "the request may have been handled"  # the value of that header if the process was the owner before
 HOP_HEADERS = {  # which belong to one connection
     b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection", b"host",
     b"content-length",
 }  # fmt: skip
 OWN_PATHS = frozenset({"/health", "/ready", "/metrics"})  # about one process
+BROWSER_HEADERS = {b"origin", b"referer"}  # which the process that received the request has checked
+BROWSER_PREFIX = b"sec-fetch-"
 MAX_WAITING_TIME = 10.0  # seconds until a branch has an owner that answers
 RETRY_INTERVAL = 0.05  # seconds
 WATCH_INTERVAL = 0.25  # seconds between two looks at the lease of the process that is to answer
@@ -67,7 +70,7 @@ class RequestForwarding:
                 if owner is None:
                     return
                 if exchange.is_forwarded:
-                    raise _not_owner()
+                    raise _not_owner(exchange.was_sent)
                 if await self._relay(scope, exchange, owner):
                     return
                 if time.monotonic() > deadline:
@@ -129,6 +132,7 @@ class RequestForwarding:
                     await answering
         async with contextlib.aclosing(response):
             if REFUSED_HEADER in response.headers:
+                exchange.was_sent |= response.headers[REFUSED_HEADER] == HANDLED
                 return False
             await exchange.send_response(response)
         return True
@@ -202,7 +206,12 @@ class _RepeatableRequest:
 
     def headers_to_forward(self) -> list[tuple[bytes, bytes]]:
         """The headers of the request for the owner."""
-        headers = [(name, text) for name, text in self._marked_headers() if name not in HOP_HEADERS]
+        dropped = HOP_HEADERS | BROWSER_HEADERS
+        headers = [
+            (name, text)
+            for name, text in self._marked_headers()
+            if name not in dropped and not name.startswith(BROWSER_PREFIX)
+        ]
         return [*headers, (FORWARDED_HEADER.encode(), b"1")]
 
     def _marked_headers(self) -> list[tuple[bytes, bytes]]:
@@ -243,8 +252,12 @@ class _RepeatableRequest:
             self._disconnection.cancel()
 
 
-def _not_owner() -> ApiError:
-    """Creates the answer to a request that was passed on to a process that does not own the branch either."""
+def _not_owner(was_handled: bool) -> ApiError:
+    """Creates the answer to a request that was passed on to a process that does not own the branch either.
+
+    Args:
+        was_handled: Whether this process was the owner and may have written the text of the request.
+    """
     error = unavailable("another process owns the branch now; retry", "owner")
-    error.headers = {**(error.headers or {}), REFUSED_HEADER: "1"}
+    error.headers = {**(error.headers or {}), REFUSED_HEADER: HANDLED if was_handled else "nothing was done"}
     return error

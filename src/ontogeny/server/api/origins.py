@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -55,7 +56,8 @@ class OriginPolicy(NamedTuple):
     @classmethod
     def from_config(cls, config: ServerConfig) -> Self:
         """Returns the policy of a server with these settings."""
-        names = {_without_brackets(name.lower()) for name in (config.host, *config.allowed_hosts)}
+        own_name = urlsplit(config.process_url).hostname or config.host  # to which other processes send requests
+        names = {_without_brackets(name.lower()) for name in (config.host, own_name, *config.allowed_hosts)}
         has_list = is_loopback(config.host) or bool(config.allowed_hosts)
         return cls(frozenset(names) if has_list else None, frozenset(map(_normalize, config.allowed_origins)))
 
