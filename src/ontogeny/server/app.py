@@ -141,7 +141,7 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
     configure_logs(config.log_level)
     listening = _bind(config.host, config.port, listens=deployments.membership is None)
     on_listening(_url(listening))
-    application = build_app(deployments, _url_for_processes(listening))
+    application = build_app(deployments, _url(listening))
     server = build_server(
         application.guard,
         application.limits,
@@ -210,12 +210,6 @@ def _unusable_address(host: str, port: int, error: OSError) -> BadInput:
     """Creates the error of an address on which the server cannot listen."""
     reason = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
     return BadInput(f"the server cannot listen on '{host}' port {port}: {reason}")
-
-
-def _url_for_processes(listening: socket.socket) -> str:
-    """The address at which other processes reach a listening socket: of one for all addresses, the machine's name."""
-    host, port = listening.getsockname()[:2]
-    return f"http://{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else _url(listening)
 
 
 def _url(listening: socket.socket) -> str:
