@@ -4,11 +4,12 @@
         --learning-rate 8e-3 --context-length 128 --num-steps 3000 --out runs/shakespeare
     python benchmarks/online_mixture.py --run runs/shakespeare --texts FOLDER
 
-FOLDER holds the files of `TEXTS`, which are not part of the project; a file with other bytes is refused. All settings
-of the mixture, of the memory and of online learning were chosen on other texts (docs/results/language-models.md names
-them) and committed with this list before any of the five was scored. The peers are adaptive n-grams of order 5
-(Witten-Bell) over bytes: one that has counted the training text before, and one that starts from nothing; both learn
-each byte after they have predicted it. Intervals are over segments of 1,024 bytes.
+FOLDER holds the files of `TEXTS`, which are not part of the project; a file with other bytes is refused. The run may
+have any tokenizer (`--tokenizer bpe`); bits are those of its tokens, per byte of the text. All settings of the mixture,
+of the memory and of online learning were chosen on other texts (docs/results/language-models.md names them) and
+committed before any of the five was scored: with this list for a tokenizer of bytes, later for BPE. The peers are
+adaptive n-grams of order 5 (Witten-Bell) over bytes: one that has counted the training text before, and one that starts
+from nothing; both learn each byte after they have predicted it. Intervals are over segments of 1,024 bytes.
 """
 
 import argparse
@@ -25,12 +26,14 @@ import numpy as np
 import ngram
 from ontogeny.errors import BadInput
 from ontogeny.lm import byte_decisions, corpus, mixture, online, online_learner
+from ontogeny.lm.evaluation import token_bytes
 from ontogeny.lm.forgetting import measure_forgetting, measure_mixture_forgetting
 from ontogeny.lm.model import LanguageModel, load
-from ontogeny.stats import ratio_of_sums
+from ontogeny.stats import RatioEstimate, ratio_of_sums
 
 NUM_BYTES = 100_000
 SEGMENT_BYTES = 1024
+NUM_SYMBOLS = 257  # of the n-grams: bytes, and one for the beginning
 
 
 class Text(NamedTuple):
@@ -86,8 +89,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load(arguments.run)
     assert model.run is not None
-    trained = ngram.NgramModel(model.config.vocab_size)
-    trained.predict(np.asarray(corpus.load_corpus(model.run).training))
+    trained = ngram.NgramModel(NUM_SYMBOLS)
+    trained.predict(to_bytes(model, np.asarray(corpus.load_corpus(model.run).training)))
     for text in TEXTS:
         if not arguments.only or text.file in arguments.only:
             measure(model, trained, text, read(arguments.texts, text))
@@ -103,12 +106,14 @@ def read(folder: Path, text: Text) -> bytes:
 
 def measure(model: LanguageModel, trained: ngram.NgramModel, text: Text, content: bytes) -> None:
     """Prints the bits per byte of the mixture, of its parts and of the peers, and the forgetting."""
-    tokens = np.frombuffer(content, np.uint8).astype(np.int32)
+    tokens = model.tokenizer.encode(content.decode(errors="ignore"))  # the last character may be cut
+    num_bytes = token_bytes(model, tokens[1:])
+    is_scored = np.arange(len(to_bytes(model, tokens))) >= len(to_bytes(model, tokens[:1]))
     peers = {
-        "n-gram with the training text": copy.deepcopy(trained).predict(tokens)[1:],
-        "n-gram from nothing": ngram.NgramModel(model.config.vocab_size).predict(tokens)[1:],
+        "n-gram with the training text": copy.deepcopy(trained).predict(to_bytes(model, tokens)),
+        "n-gram from nothing": ngram.NgramModel(NUM_SYMBOLS).predict(to_bytes(model, tokens)),
     }
-    peer_bits = {name: -np.log2(probabilities) for name, probabilities in peers.items()}
+    peer_bits = {name: -np.log2(probabilities[is_scored]) for name, probabilities in peers.items()}
     config = online_learner.parse_config("", online.EVALUATION_DEFAULTS)
     pretrained = online.pretrained_weights(model, config)
     started = time.perf_counter()
@@ -124,7 +129,12 @@ def measure(model: LanguageModel, trained: ngram.NgramModel, text: Text, content
         if (probabilities := result.decision_probabilities) is not None
     }
     mixture_seconds = time.perf_counter() - started
-    setting = {"text": text.file, "bytes": len(tokens), "model": str(model.run and model.run.name)}
+    setting = {
+        "text": text.file,
+        "bytes": len(is_scored),
+        "tokenizer": model.tokenizer.kind,
+        "model": str(model.run and model.run.name),
+    }
     bits = {
         "mixture": mixtures[True].losses / math.log(2),
         "memory alone": mixtures[True].memory_losses / math.log(2),
@@ -137,8 +147,11 @@ def measure(model: LanguageModel, trained: ngram.NgramModel, text: Text, content
         if name not in peer_bits:
             peer = min(peer_bits, key=lambda key: float(peer_bits[key].mean()))
             peer_value = float(peer_bits[peer].mean())
-            more = {"peer": peer, "peer_value": round(peer_value, 4), "ratio": round(values.mean() / peer_value, 4)}
-        print_record(name, float(values.mean()), "bits per byte", interval=interval(values), **more, setting=setting)
+            ratio = float(values.sum() / num_bytes.sum()) / peer_value
+            more = {"peer": peer, "peer_value": round(peer_value, 4), "ratio": round(ratio, 4)}
+        estimate = mean_per_byte(values, num_bytes if name not in peer_bits else np.ones(len(values)))
+        limits = [round(estimate.low, 4), round(estimate.high, 4)]
+        print_record(name, estimate.mean, "bits per byte", interval=limits, **more, setting=setting)
     print_record("weights of the mixture", mixtures[True].mean_weights[0], "weight of the network", memory=round(
         mixtures[True].mean_weights[1], 4), setting=setting)  # fmt: skip
     print_record("time of the mixture", mixture_seconds / network_seconds, "share of the network's time",
@@ -151,11 +164,15 @@ def measure(model: LanguageModel, trained: ngram.NgramModel, text: Text, content
         print_record(f"forgetting of the {name}", estimate.mean, "nats per token", interval=limits, setting=setting)
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """The 95 % interval of a mean, over segments of consecutive bytes."""
-    starts = np.arange(0, len(values), SEGMENT_BYTES)
-    estimate = ratio_of_sums(np.add.reduceat(values, starts), np.diff(np.append(starts, len(values))).astype(float))
-    return [round(estimate.low, 4), round(estimate.high, 4)]
+def to_bytes(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
+    """The bytes of the text that tokens encode, without separators of documents."""
+    return np.frombuffer(b"".join(model.tokenizer.bytes_of(int(token)) for token in tokens), np.uint8).astype(np.int32)
+
+
+def mean_per_byte(values: np.ndarray, num_bytes: np.ndarray) -> RatioEstimate:
+    """The sum of values divided by that of bytes, with an interval over segments of consecutive tokens."""
+    segments = ((np.cumsum(num_bytes) - 1) // SEGMENT_BYTES).astype(int)
+    return ratio_of_sums(np.bincount(segments, values), np.bincount(segments, num_bytes))
 
 
 def print_record(name: str, value: float, unit: str, **more: object) -> None:

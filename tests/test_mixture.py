@@ -74,6 +74,47 @@ def test_probabilities_of_the_mixture_sum_to_one_over_all_tokens(name):
     assert losses[int(tokenizer.encode(TEXT)[60])] < np.median(losses)
 
 
+def read_tokens(memory, table, tokens, **settings):
+    """The probabilities of all decisions of tokens by the mixture, and by the memory alone; the network gives 0.5."""
+    rows = table.row_of[tokens]
+    columns = [
+        byte_decisions.select(table, tokens, part[rows]) for part in (table.bits, table.is_byte_bit, table.prefixes)
+    ]
+    predictions, network = np.empty((len(columns[0]), 4)), np.full(len(columns[0]), 0.5)
+    prefixes = text_memory.Prefixes(table.first_extension, table.extensions, table.prefix_ranks)
+    settings = {"learning": False, "mixing": False} | settings
+    text_memory.read(
+        memory, text_memory.new_reader(), *columns, prefixes, network, settings["learning"], settings["mixing"],
+        predictions,
+    )  # fmt: skip
+    return predictions[:, 1], predictions[:, 0], columns[1]
+
+
+def test_the_memory_predicts_bytes_alike_whether_a_token_ends_before_them_or_not():
+    """At each prefix of a token the probabilities that it ends and that it continues, with the same byte, add up."""
+    tokens, sources = BPE.encode(TEXT), [BPE.source_of(token) for token in range(BPE.size)]
+    table = byte_decisions.tabulate(BPE, BPE.size, np.arange(BPE.size))
+    memory = text_memory.init_memory(len(TEXT))
+    read_tokens(memory, table, tokens, learning=True)
+    memory.mixing_weights[:] = 0.0, 1.0  # the memory's own prediction of tokens
+    pairs = [(p, t) for p in range(BPE.size) for t in range(BPE.size) if sources[p] and sources[t][:-1] == sources[p]]
+    assert len(pairs) > 5
+    for prefix, longer in pairs:
+        next_byte = sources.index(sources[longer][-1:])
+        total = 0.0
+        for end in ([prefix, next_byte], [longer]):
+            by_mixture, by_memory, is_byte_bit = read_tokens(memory, table, np.append(tokens[:40], end))
+            bits = np.flatnonzero(is_byte_bit)[-8:]
+            total += by_mixture[bits[0] - 1] * by_mixture[bits].prod()  # the decision before the byte is about the end
+        assert total == pytest.approx(by_memory[bits].prod(), rel=1e-2)
+
+
+def test_the_memory_learns_where_tokens_end():
+    """A network of random guesses about the ends of tokens costs little once the text repeats itself."""
+    evaluation = mix(BPE, BPE.encode(TEXT))
+    assert evaluation.losses[-30:].mean() < 0.4 and evaluation.memory_losses[-30:].mean() < 0.2
+
+
 @pytest.mark.parametrize("changed", [1, 7, 60, 200])
 def test_changing_a_byte_changes_no_loss_before_it(changed):
     tokens = TOKENIZERS["bytes"].encode(TEXT)
@@ -124,7 +165,10 @@ def test_without_numba_the_results_are_the_same():
         "import numpy as np; from ontogeny.lm import text_memory as t; "
         f"bits = np.unpackbits(np.frombuffer({TEXT[:150]!r}.encode(), np.uint8)); "
         "result = np.empty((len(bits), 4)); network = np.random.default_rng(0).random(len(bits)); "
-        "t.read(t.init_memory(150), t.new_reader(), bits, np.ones(len(bits), bool), network, True, True, result); "
+        "prefixes = t.Prefixes(np.array([0, 3], 'i4'), np.frombuffer(b'aet', 'u1'), np.zeros(1, 'i4')); "
+        "prefix_of = np.where(np.arange(len(bits)) % 24 == 8, 0, -1); "
+        "t.read(t.init_memory(150), t.new_reader(), bits, np.ones(len(bits), bool), prefix_of, prefixes, network, "
+        "True, True, result); "
         "print(*np.log(result).sum(axis=0).tolist())"
     )
     sums = [

@@ -190,7 +190,7 @@ def test_fisher_decay_is_strongest_where_the_training_gradient_is_largest():
         ("chunk_size=25", "longer than the model's context"),
         ("optimizer=newton", "must be 'adam', 'rms' or 'sgd', not 'newton'"),
         ("decay_rate=1.0", "'decay_rate' in \\[learning\\] must be less than 1"),
-        ("adapter_rank=1000", "an adapter of rank 1,000 is larger than the smallest dimension"),
+        ("chunk_size=8,adapter_rank=1000", "an adapter of rank 1,000 is larger than the smallest dimension"),
         ("adapter_rank=2,fisher_decay=true", "must not combine adapter_rank with fisher_decay or rms"),
         ("chunk_size=8", "rehearsal_batch_size=0"),
         ("chunk_size=8,rehearsal_batch_size=0,optimizer=rms", "training text is unknown"),

@@ -31,6 +31,11 @@ class DecisionTable(NamedTuple):
         is_byte_bit: Whether a decision is a bit of a byte.
         lengths: Number of decisions of each token; the other entries of its row mean nothing.
         row_of: The row of each token of the vocabulary; 0 for tokens that do not occur.
+        prefixes: The prefix of the token that stands before each decision about its end and each first bit of a byte;
+            -1 for an empty prefix and for other decisions.
+        first_extension: Of each prefix, where its bytes begin in `extensions`, and their end.
+        extensions: The bytes with which longer tokens continue each prefix, in increasing order.
+        prefix_ranks: The first token of the sorted vocabulary that begins with each prefix.
     """
 
     sorted_tokens: Int32[np.ndarray, "V"]
@@ -39,16 +44,43 @@ class DecisionTable(NamedTuple):
     is_byte_bit: Bool[np.ndarray, "U L"]
     lengths: Int32[np.ndarray, "U"]
     row_of: Int32[np.ndarray, "V"]
+    prefixes: Int32[np.ndarray, "U L"]
+    first_extension: Int32[np.ndarray, "P1"]
+    extensions: UInt8[np.ndarray, "E"]
+    prefix_ranks: Int32[np.ndarray, "P"]
 
 
 class _Decision(NamedTuple):
-    """One decision: the interval of its node, where outcome 1 begins, the outcome, and whether it is a bit."""
+    """One decision: the interval of its node, where outcome 1 begins, the outcome, its kind and its prefix."""
 
     low: int
     middle: int
     high: int
     bit: int
     is_byte_bit: bool
+    prefix: int = -1
+
+
+class _Prefixes:
+    """The prefixes of the tokens of a text, with the bytes that continue each of them."""
+
+    def __init__(self, sorted_sources: list[bytes]) -> None:
+        self._sources = sorted_sources
+        self._numbers: dict[bytes, int] = {}
+        self.ranks: list[int] = []
+        self.extensions: list[bytes] = []
+
+    def number(self, prefix: bytes, low: int, end: int, high: int) -> int:
+        """The number of a prefix, whose tokens are `low` to `high`, those that it equals until `end`."""
+        if prefix not in self._numbers:
+            extensions = bytearray()
+            while end < high:
+                extensions.append(self._sources[end][len(prefix)])
+                end = _end_of(self._sources, prefix, extensions[-1], end, high)
+            self._numbers[prefix] = len(self.ranks)
+            self.ranks.append(low)
+            self.extensions.append(bytes(extensions))
+        return self._numbers[prefix]
 
 
 def tabulate(tokenizer: Tokenizer, vocab_size: int, tokens: np.ndarray) -> DecisionTable:
@@ -63,27 +95,33 @@ def tabulate(tokenizer: Tokenizer, vocab_size: int, tokens: np.ndarray) -> Decis
     order = sorted(range(vocab_size), key=lambda token: sources[token])
     sorted_sources, rank = [sources[token] for token in order], np.empty(vocab_size, np.int32)
     rank[order] = np.arange(vocab_size)
-    distinct = np.unique(tokens)
-    decisions = [_list_decisions(sorted_sources, int(rank[token])) for token in distinct]
+    distinct, prefixes = np.unique(tokens), _Prefixes(sorted_sources)
+    decisions = [_list_decisions(sorted_sources, int(rank[token]), prefixes) for token in distinct]
     lengths = np.array([len(path) for path in decisions], np.int32)
-    table = np.zeros((len(distinct), max(int(lengths.max()), 1), 5), np.int32)
+    table = np.zeros((len(distinct), max(int(lengths.max()), 1), 6), np.int32)
     for row, path in enumerate(decisions):
-        table[row, : len(path)] = np.array(path, np.int32).reshape(-1, 5)
+        table[row, : len(path)] = np.array(path, np.int32).reshape(-1, 6)
     row_of = np.zeros(vocab_size, np.int32)
     row_of[distinct] = np.arange(len(distinct))
     bits, is_byte_bit = table[..., 3].astype(np.uint8), table[..., 4].astype(bool)
-    return DecisionTable(np.array(order, np.int32), table[..., :3], bits, is_byte_bit, lengths, row_of)
+    first_extension = np.cumsum([0, *map(len, prefixes.extensions)], dtype=np.int32)
+    extensions = np.frombuffer(b"".join(prefixes.extensions), np.uint8)
+    return DecisionTable(
+        np.array(order, np.int32), table[..., :3], bits, is_byte_bit, lengths, row_of,
+        table[..., 5], first_extension, extensions, np.array(prefixes.ranks, np.int32),
+    )  # fmt: skip
 
 
-def _list_decisions(sorted_sources: list[bytes], leaf: int) -> list[_Decision]:
+def _list_decisions(sorted_sources: list[bytes], leaf: int, prefixes: _Prefixes) -> list[_Decision]:
     """The decisions from the root to a leaf; those of one outcome alone are left out unless they are bits of a byte."""
     source, low, high, path = sorted_sources[leaf], 0, len(sorted_sources), []
     for depth in range(len(source) + 1):
         prefix = source[:depth]
         end = bisect_right(sorted_sources, prefix, low, high)  # the tokens that end here come first
         continues = depth < len(source)
+        number = prefixes.number(prefix, low, end, high) if depth and end < high else -1
         if low < end < high:
-            path.append(_Decision(low, end, high, int(continues), False))
+            path.append(_Decision(low, end, high, int(continues), False, number))
         if not continues:
             high = end
             break
@@ -91,7 +129,7 @@ def _list_decisions(sorted_sources: list[bytes], leaf: int) -> list[_Decision]:
         for shift in range(7, -1, -1):
             bit, first = source[depth] >> shift & 1, (source[depth] >> shift | 1) << shift
             middle = bisect_left(sorted_sources, prefix + bytes([first]), low, high)
-            path.append(_Decision(low, middle, high, bit, True))
+            path.append(_Decision(low, middle, high, bit, True, number if shift == 7 else -1))
             low, high = (middle, high) if bit else (low, middle)
     while high - low > 1:
         middle = (low + high) // 2
@@ -99,6 +137,11 @@ def _list_decisions(sorted_sources: list[bytes], leaf: int) -> list[_Decision]:
         path.append(_Decision(low, middle, high, bit, False))
         low, high = (middle, high) if bit else (low, middle)
     return path
+
+
+def _end_of(sorted_sources: list[bytes], prefix: bytes, byte: int, low: int, high: int) -> int:
+    """The end of the tokens that continue a prefix with a byte."""
+    return high if byte == 255 else bisect_left(sorted_sources, prefix + bytes([byte + 1]), low, high)
 
 
 def decision_probabilities(

@@ -59,7 +59,7 @@ def mix(table: DecisionTable, tokens: np.ndarray, network: Float[np.ndarray, "D"
     nats = -np.log(predictions[num_first:, :2])
     lengths = table.lengths[rows[1:]]
     memory_losses, losses = (_sum_by_token(column, lengths) for column in (nats[:, 0], nats[:, 1]))
-    mean_network, mean_memory = predictions[num_first:, 2:].mean(axis=0).tolist()
+    mean_network, mean_memory = predictions[num_first:, 2:4].mean(axis=0).tolist()
     return MixtureEvaluation(losses, memory_losses, (mean_network, mean_memory), memory)
 
 
@@ -122,10 +122,24 @@ def _read(
 ) -> np.ndarray:
     """Reads tokens after an empty context; returns [D, 4] as `text_memory.read` does."""
     rows = table.row_of[tokens]
-    bits, is_byte_bit = (byte_decisions.select(table, tokens, part[rows]) for part in (table.bits, table.is_byte_bit))
+    bits, is_byte_bit, prefix_of = (
+        byte_decisions.select(table, tokens, part[rows]) for part in (table.bits, table.is_byte_bit, table.prefixes)
+    )
+    prefixes = text_memory.Prefixes(table.first_extension, table.extensions, table.prefix_ranks)
     predictions = np.empty((len(bits), 4))
     reader = text_memory.new_reader()
-    text_memory.read(memory, reader, bits, is_byte_bit, network.astype(np.float64), learning, mixing, predictions)
+    text_memory.read(
+        memory,
+        reader,
+        bits,
+        is_byte_bit,
+        prefix_of,
+        prefixes,
+        network.astype(np.float64),
+        learning,
+        mixing,
+        predictions,
+    )
     return predictions
 
 

@@ -10,10 +10,15 @@ weights depends on the number of contexts that have occurred before, and each bi
 coding cost.
 
 `read` also mixes the memory with the probabilities of a network, with two more weights of the same kind. Each bit is
-predicted before anything is learned from it. With numba (the extra `fast`) the functions are compiled; without it the
-same functions run as plain Python, about a hundred times slower.
+predicted before anything is learned from it. Where the network predicts tokens of several bytes, the memory must say
+whether a token ends, too. A token of which longer tokens begin with the same bytes ends almost surely if the next byte
+continues none of them; otherwise the memory counts how often it ended before that byte. Its predictions of the next
+byte then give the probability that the token ends, and those of the next byte given that it ends or not.
 
-Letters: D decisions, M nodes, R roots, K contexts, N bytes.
+With numba (the extra `fast`) the functions are compiled; without it the same functions run as plain Python, about a
+hundred times slower.
+
+Letters: D decisions, M nodes, R roots, K contexts, N bytes, P prefixes of tokens, E bytes that continue them.
 """
 
 import importlib.util
@@ -28,6 +33,7 @@ from ontogeny import kernels
 
 MAX_ORDER = 6  # bytes of the longest context
 NUM_CONTEXTS = MAX_ORDER + 2  # orders 0 to 6, and the current word
+NUM_KEYS = NUM_CONTEXTS + 1  # and the prefix of a token with the byte after it
 NUM_INPUTS = NUM_CONTEXTS + 2  # and the longest match, and a constant
 MATCH_ORDER = 5  # bytes that a match has at least
 MAX_MATCH = 31  # longer matches are equally reliable
@@ -63,7 +69,8 @@ class TextMemory(NamedTuple):
         root_positions: [R] int32, where in `text` each context occurred last; -1 before.
         children: [2 M] int32, the nodes after a bit of 0 and of 1; -1 where there is none.
         counts: [2 M] uint8, recent bits of 0 and of 1 at each node.
-        reliability: [K x counts x counts] float64, the probability of 1 after a pair of counts in each context.
+        reliability: [(K + 1) x counts x counts] float64, the probability of 1 after a pair of counts in each context,
+            and that a token ends.
         num_observations: As `reliability`, the number of bits from which it was learned.
         match_reliability: [lengths] float64, the probability that the byte after a match of this length is repeated.
         num_matches: [lengths] float64.
@@ -88,6 +95,20 @@ class TextMemory(NamedTuple):
     sizes: np.ndarray
 
 
+class Prefixes(NamedTuple):
+    """The prefixes of tokens that longer tokens continue; see `byte_decisions.DecisionTable`.
+
+    Attributes:
+        first_extension: [P + 1] int32, where the bytes of each prefix begin in `extensions`.
+        extensions: [E] uint8, the bytes that continue each prefix, in increasing order.
+        ranks: [P] int32, a number of each prefix that is the same in all texts.
+    """
+
+    first_extension: np.ndarray
+    extensions: np.ndarray
+    ranks: np.ndarray
+
+
 class _Reader(NamedTuple):
     """What a pass over a text carries from bit to bit, changed in place."""
 
@@ -96,10 +117,17 @@ class _Reader(NamedTuple):
     nodes: np.ndarray  # [K] int64, the node of each context; -1 where it has none
     inputs: np.ndarray  # [inputs] float64, log-odds of 1
     pairs: np.ndarray  # [K] int64, the entry of `reliability` that was used; -1 for none
-    numbers: np.ndarray  # [7] int64, see the constants below
+    numbers: np.ndarray  # [10] int64, see the constants below
+    reach: np.ndarray  # [1] float64, the memory's probability of the bits of the byte so far
+    masses: np.ndarray  # [256] float64, the probability that the token continues, with each byte that can continue it
+    path_nodes: np.ndarray  # [9 x K] int64, the node of each context after 0 to 8 bits of such a byte
+    path_probabilities: np.ndarray  # [2 x 9] float64, after these bits: that of 1, and that of the bits themselves
 
 
-WORD, MATCH, MATCH_LENGTH, PARTIAL_BYTE, NUM_BITS, EXPECTED_BIT, NUM_KNOWN = range(7)  # entries of `numbers`
+# Entries of `numbers`.
+WORD, MATCH, MATCH_LENGTH, PARTIAL_BYTE, NUM_BITS, EXPECTED_BIT, NUM_KNOWN, HAS_BEGUN, TOKEN_STATE, PREFIX = range(10)
+# Values of `TOKEN_STATE`: whether the token ended before the byte, if longer tokens begin with the same bytes.
+NO_PREFIX, ENDED, CONTINUED, CANNOT_END = range(4)
 
 
 def init_memory(num_bytes: int) -> TextMemory:
@@ -110,9 +138,9 @@ def init_memory(num_bytes: int) -> TextMemory:
             exist continue to learn.
     """
     capacity = min(max(num_bytes, 64), MAX_TEXT_BYTES)
-    num_nodes, num_roots = NODES_PER_BYTE * capacity, NUM_CONTEXTS * (capacity + 1) + 1
+    num_nodes, num_roots = NODES_PER_BYTE * capacity, NUM_KEYS * (capacity + 1) + 1
     zeros, ones = np.meshgrid(np.arange(MAX_COUNT + 1), np.arange(MAX_COUNT + 1), indexing="ij")
-    reliability = np.tile(((ones + 0.4) / (zeros + ones + 0.8)).ravel(), NUM_CONTEXTS)
+    reliability = np.tile(((ones + 0.4) / (zeros + ones + 0.8)).ravel(), NUM_KEYS)
     weights = np.full((NUM_CONTEXTS + 1, NUM_INPUTS), INITIAL_WEIGHT)
     weights[:, -1] = 0.0
     return TextMemory(
@@ -146,7 +174,11 @@ def new_reader() -> _Reader:
         np.zeros(K, np.int64),
         np.zeros(NUM_INPUTS),
         np.zeros(K, np.int64),
-        np.array([0, -1, 0, 1, 0, -1, 0], np.int64),
+        np.array([0, -1, 0, 1, 0, -1, 0, 0, NO_PREFIX, -1], np.int64),
+        np.ones(1),
+        np.zeros(256),
+        np.zeros((9, K), np.int64),
+        np.ones((2, 9)),
     )
 
 
@@ -196,9 +228,9 @@ def _begin_byte(memory: TextMemory, reader: _Reader, learning: bool) -> None:
             if k > 0:
                 code += reader.recent[k - 1] * scale
                 scale *= BASE
-            key = code * NUM_CONTEXTS + k
+            key = code * NUM_KEYS + k
         else:
-            key = (numbers[WORD] * BASE + reader.recent[0]) * NUM_CONTEXTS + k
+            key = (numbers[WORD] * BASE + reader.recent[0]) * NUM_KEYS + k
         place = _find_root(memory, key)
         if memory.root_keys[place] == -1 and grows:
             memory.root_keys[place] = key
@@ -210,8 +242,7 @@ def _begin_byte(memory: TextMemory, reader: _Reader, learning: bool) -> None:
     _follow_match(memory, reader, match_root)
     if match_root >= 0 and grows:  # after the last occurrence was looked up
         memory.root_positions[match_root] = memory.sizes[0]
-    numbers[PARTIAL_BYTE] = 1
-    numbers[NUM_BITS] = 0
+    numbers[PARTIAL_BYTE], numbers[NUM_BITS], numbers[HAS_BEGUN], reader.reach[0] = 1, 0, 1, 1.0
 
 
 @compiled
@@ -274,9 +305,7 @@ def _learn_bit(memory: TextMemory, reader: _Reader, bit: int, probability: float
     for k in range(NUM_CONTEXTS):
         pair, node = reader.pairs[k], reader.nodes[k]
         if pair >= 0:
-            memory.num_observations[pair] = min(memory.num_observations[pair] + 1.0, MAX_OBSERVATIONS)
-            rate = 1.0 / (memory.num_observations[pair] + 1.5)
-            memory.reliability[pair] += (bit - memory.reliability[pair]) * rate
+            _learn_reliability(memory, pair, bit)
         if node > 0:
             _count_bit(memory, node, bit)
             if numbers[NUM_BITS] < 7 and memory.children[2 * node + bit] == 0 and grows:
@@ -291,6 +320,14 @@ def _learn_bit(memory: TextMemory, reader: _Reader, bit: int, probability: float
 
 
 @compiled
+def _learn_reliability(memory: TextMemory, pair: int, bit: int) -> None:
+    """Moves the probability of 1 after a pair of counts toward the bit that followed."""
+    memory.num_observations[pair] = min(memory.num_observations[pair] + 1.0, MAX_OBSERVATIONS)
+    rate = 1.0 / (memory.num_observations[pair] + 1.5)
+    memory.reliability[pair] += (bit - memory.reliability[pair]) * rate
+
+
+@compiled
 def _count_bit(memory: TextMemory, node: int, bit: int) -> None:
     """Counts a bit at a node, and discounts a larger count of the other bit."""
     count, other_count = int(memory.counts[2 * node + bit]), int(memory.counts[2 * node + 1 - bit])
@@ -300,9 +337,10 @@ def _count_bit(memory: TextMemory, node: int, bit: int) -> None:
 
 
 @compiled
-def _advance(memory: TextMemory, reader: _Reader, bit: int, learning: bool) -> None:
+def _advance(memory: TextMemory, reader: _Reader, bit: int, by_memory: float, learning: bool) -> None:
     """Moves on by one bit; after eight of them the byte is part of the context, and of the memory where it learns."""
     numbers = reader.numbers
+    reader.reach[0] *= by_memory if bit else 1.0 - by_memory
     for k in range(NUM_CONTEXTS):
         node = reader.nodes[k]
         reader.nodes[k] = memory.children[2 * node + bit] if node > 0 else 0
@@ -319,10 +357,96 @@ def _advance(memory: TextMemory, reader: _Reader, bit: int, learning: bool) -> N
     lower = byte + 32 if 65 <= byte <= 90 else byte
     is_letter = 97 <= lower <= 122 or byte >= 128
     numbers[WORD] = (numbers[WORD] * BASE + lower + 1) % WORD_MODULUS if is_letter else 0
-    numbers[NUM_BITS] = 0
+    numbers[NUM_BITS], numbers[HAS_BEGUN] = 0, 0
     if learning and memory.sizes[0] < len(memory.text):
         memory.text[memory.sizes[0]] = byte
         memory.sizes[0] += 1
+
+
+@compiled
+def _end_key(reader: _Reader, prefixes: Prefixes, byte: int) -> int:
+    """The context of how often a token ended after a prefix and before a byte that could continue it."""
+    return (int(prefixes.ranks[reader.numbers[PREFIX]]) * 256 + byte) * NUM_KEYS + NUM_CONTEXTS
+
+
+@compiled
+def _end_pair(memory: TextMemory, place: int) -> int:
+    """The entry of `reliability` for the counts of such a context."""
+    node = memory.root_nodes[place] if memory.root_keys[place] != -1 else 0
+    zeros, ones = int(memory.counts[2 * node]), int(memory.counts[2 * node + 1])
+    return (NUM_CONTEXTS * (MAX_COUNT + 1) + zeros) * (MAX_COUNT + 1) + ones
+
+
+@compiled
+def _learn_end(memory: TextMemory, reader: _Reader, prefixes: Prefixes, byte: int) -> None:
+    """Counts whether the token ended before a byte, if the byte could have continued it."""
+    ended, prefix = 1 if reader.numbers[TOKEN_STATE] == ENDED else 0, reader.numbers[PREFIX]
+    for e in range(prefixes.first_extension[prefix], prefixes.first_extension[prefix + 1]):
+        if int(prefixes.extensions[e]) == byte:
+            key = _end_key(reader, prefixes, byte)
+            place = _find_root(memory, key)
+            _learn_reliability(memory, _end_pair(memory, place), ended)
+            if memory.root_keys[place] == -1 and _can_grow(memory):
+                memory.root_keys[place] = key
+                memory.root_nodes[place] = _add_node(memory)
+            if memory.root_keys[place] != -1:
+                _count_bit(memory, memory.root_nodes[place], ended)
+
+
+@compiled
+def _weigh_extensions(memory: TextMemory, reader: _Reader, prefixes: Prefixes, can_end: bool) -> float:
+    """Computes `masses` of the bytes that can continue a prefix, and their sum: the probability that one does."""
+    numbers, path, probabilities = reader.numbers, reader.path_nodes, reader.path_probabilities
+    first, last = prefixes.first_extension[numbers[PREFIX]], prefixes.first_extension[numbers[PREFIX] + 1]
+    path[0] = reader.nodes
+    total, previous, num_known = 0.0, -1, 0
+    for e in range(first, last):
+        byte, level = int(prefixes.extensions[e]), 0
+        while previous >= 0 and byte >> (7 - level) == previous >> (7 - level):
+            level += 1  # over the bits that both bytes have
+        is_predicted = previous >= 0
+        while level < 8:
+            if not is_predicted:
+                reader.nodes[:] = path[level]
+                numbers[NUM_BITS], numbers[PARTIAL_BYTE] = level, (256 + byte) >> (8 - level)
+                probabilities[0, level] = _predict_bit(memory, reader)
+                num_known = numbers[NUM_KNOWN] if level == 0 else num_known
+            bit, is_predicted = byte >> (7 - level) & 1, False
+            one = probabilities[0, level]
+            probabilities[1, level + 1] = probabilities[1, level] * (one if bit else 1.0 - one)
+            for k in range(NUM_CONTEXTS):
+                node = path[level, k]
+                path[level + 1, k] = memory.children[2 * node + bit] if node > 0 else 0
+            level += 1
+        mass = probabilities[1, 8]
+        if can_end:
+            mass *= 1.0 - memory.reliability[_end_pair(memory, _find_root(memory, _end_key(reader, prefixes, byte)))]
+        reader.masses[e - first] = mass
+        total += mass
+        previous = byte
+    reader.nodes[:] = path[0]
+    numbers[NUM_BITS], numbers[PARTIAL_BYTE], numbers[NUM_KNOWN] = 0, 1, num_known
+    return min(max(float(total), MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
+
+
+@compiled
+def _given_token(reader: _Reader, prefixes: Prefixes, by_memory: float) -> float:
+    """The memory's probability of a bit of 1, given whether the token ended before the byte."""
+    numbers, reach = reader.numbers, reader.reach[0]
+    if numbers[TOKEN_STATE] == NO_PREFIX:
+        return by_memory
+    first, zeros, ones = prefixes.first_extension[numbers[PREFIX]], 0.0, 0.0
+    for e in range(first, prefixes.first_extension[numbers[PREFIX] + 1]):
+        bits = (256 + int(prefixes.extensions[e])) >> (7 - numbers[NUM_BITS])
+        if bits >> 1 == numbers[PARTIAL_BYTE]:
+            zeros += 0.0 if bits & 1 else reader.masses[e - first]
+            ones += reader.masses[e - first] if bits & 1 else 0.0
+    if numbers[TOKEN_STATE] == ENDED:
+        zeros = max(reach * (1.0 - by_memory) - zeros, 0.0)
+        ones = max(reach * by_memory - ones, 0.0)
+    if zeros + ones <= 0.0:
+        return by_memory
+    return min(max(float(ones / (zeros + ones)), MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
 
 
 @compiled
@@ -331,6 +455,8 @@ def read(
     reader: _Reader,
     bits: np.ndarray,
     is_byte_bit: np.ndarray,
+    prefix_of: np.ndarray,
+    prefixes: Prefixes,
     network: np.ndarray,
     learning: bool,
     mixing: bool,
@@ -342,34 +468,47 @@ def read(
         memory: Changed in place where it learns.
         reader: State of the pass, changed in place.
         bits: [D] uint8, the outcomes of the decisions.
-        is_byte_bit: [D] bool, whether a decision is a bit of a byte of the text. The memory does not predict the other
-            ones, and the mixture follows the network.
+        is_byte_bit: [D] bool, whether a decision is a bit of a byte of the text.
+        prefix_of: [D] int32, see `DecisionTable.prefixes`. Other decisions than bits of bytes and the ends of prefixes
+            are not predicted by the memory, and the mixture follows the network.
+        prefixes: Of the tokens.
         network: [D] float64, the network's probability of 1. Where it is 0 or 1 the outcome is certain.
         learning: Whether the memory learns.
         mixing: Whether the two weights of the mixture learn.
-        predictions: [D, 4] float64, receives the probabilities of the outcomes by the memory (1 where it predicts
-            nothing) and by the mixture, and the weights of network and memory in the mixture.
+        predictions: [D, 4] float64, receives the probabilities of the outcomes by the memory alone, which reads bytes
+            (1 for other decisions), and by the mixture, and the weights of network and memory in the mixture.
     """
-    mixing_weights = memory.mixing_weights
+    weights, numbers = memory.mixing_weights, reader.numbers
     for d in range(len(bits)):
-        bit, is_certain = int(bits[d]), network[d] <= 0.0 or network[d] >= 1.0
-        network_probability = min(max(network[d], MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
-        by_memory, by_mixture = 1.0, network_probability
-        if is_byte_bit[d]:
-            if reader.numbers[NUM_BITS] == 0:
-                _begin_byte(memory, reader, learning)
+        bit, is_byte, prefix = int(bits[d]), bool(is_byte_bit[d]), int(prefix_of[d])
+        is_certain = network[d] <= 0.0 or network[d] >= 1.0
+        by_network = min(max(network[d], MIN_PROBABILITY), 1.0 - MIN_PROBABILITY)
+        by_memory, by_mixture, given_token = 1.0, by_network, 0.5
+        if (is_byte or prefix >= 0) and not numbers[HAS_BEGUN]:
+            _begin_byte(memory, reader, learning)
+        if prefix >= 0 and numbers[TOKEN_STATE] == NO_PREFIX:
+            numbers[PREFIX] = prefix
+            given_token = _weigh_extensions(memory, reader, prefixes, not is_byte)
+            numbers[TOKEN_STATE] = CANNOT_END if is_byte else CONTINUED if bit else ENDED
+        if is_byte:
             by_memory = _predict_bit(memory, reader)
-            if reader.numbers[NUM_KNOWN] > 0 and not is_certain:
-                network_odds, memory_odds = _log_odds(network_probability), _log_odds(by_memory)
-                by_mixture = _probability(mixing_weights[0] * network_odds + mixing_weights[1] * memory_odds)
-                if mixing:
-                    step = MIXING_RATE * (bit - by_mixture)
-                    mixing_weights[0] += step * network_odds
-                    mixing_weights[1] += step * memory_odds
+            given_token = _given_token(reader, prefixes, by_memory)
+        if (is_byte or prefix >= 0) and numbers[NUM_KNOWN] > 0 and not is_certain:
+            network_odds, memory_odds = _log_odds(by_network), _log_odds(given_token)
+            by_mixture = _probability(weights[0] * network_odds + weights[1] * memory_odds)
+            if mixing:
+                step = MIXING_RATE * (bit - by_mixture)
+                weights[0] += step * network_odds
+                weights[1] += step * memory_odds
+        if is_byte:
             if learning:
                 _learn_bit(memory, reader, bit, by_memory)
-            _advance(memory, reader, bit, learning)
+            _advance(memory, reader, bit, by_memory, learning)
             by_memory = by_memory if bit else 1.0 - by_memory
+            if not numbers[HAS_BEGUN]:
+                if learning and (numbers[TOKEN_STATE] == ENDED or numbers[TOKEN_STATE] == CONTINUED):
+                    _learn_end(memory, reader, prefixes, reader.recent[0] - 1)
+                numbers[TOKEN_STATE] = NO_PREFIX
         predictions[d, 0] = by_memory
         predictions[d, 1] = 1.0 if is_certain else (by_mixture if bit else 1.0 - by_mixture)
-        predictions[d, 2], predictions[d, 3] = mixing_weights[0], mixing_weights[1]
+        predictions[d, 2], predictions[d, 3] = weights[0], weights[1]
