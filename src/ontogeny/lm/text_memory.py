@@ -412,8 +412,8 @@ def _weigh_extensions(memory: TextMemory, reader: _Reader, prefixes: Prefixes, c
                 probabilities[0, level] = _predict_bit(memory, reader)
                 num_known = numbers[NUM_KNOWN] if level == 0 else num_known
             bit, is_predicted = byte >> (7 - level) & 1, False
-            one = probabilities[0, level]
-            probabilities[1, level + 1] = probabilities[1, level] * (one if bit else 1.0 - one)
+            by_memory = probabilities[0, level]
+            probabilities[1, level + 1] = probabilities[1, level] * (by_memory if bit else 1.0 - by_memory)
             for k in range(NUM_CONTEXTS):
                 node = path[level, k]
                 path[level + 1, k] = memory.children[2 * node + bit] if node > 0 else 0
