@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from ontogeny import cli
 from serving import ROOT, ServerProcess
@@ -89,6 +90,21 @@ def inline_commands(page: Path) -> list[list[str]]:
     """The arguments of every `ontogeny` command within a sentence of a page."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [shlex.split(match)[1:] for match in re.findall(r"`(ontogeny [^`]+)`", text)]
+
+
+def find_command(arguments: list[str]):
+    """Removes the names of a command from its arguments; returns the command, or a group where no command is named."""
+    command = typer.main.get_command(cli.app)
+    while arguments and hasattr(command, "commands") and re.match(r"[a-z]", arguments[0]):
+        command = command.commands[arguments.pop(0)]
+    return command
+
+
+def parse_command(arguments: list[str]) -> None:
+    """Raises an error if there is no such command or option, or if an argument is missing."""
+    command = find_command(arguments)
+    if not hasattr(command, "commands"):
+        command.make_context("ontogeny", arguments)
 
 
 def generalize(line: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 import ontogeny
-from ontogeny import cli, plugins
+from ontogeny import plugins
 from ontogeny.cli.commands import COMMANDS
 from pages import (
     DOCS,
@@ -19,8 +19,10 @@ from pages import (
     block_commands,
     check_output,
     find_block,
+    find_command,
     generalize,
     inline_commands,
+    parse_command,
     read_blocks,
     read_console,
 )
@@ -36,21 +38,6 @@ def reader(monkeypatch, capsys, tmp_path):
     reader = Reader(monkeypatch, capsys, tmp_path)
     yield reader
     reader.close()
-
-
-def find_command(arguments: list[str]):
-    """Removes the names of a command from its arguments; returns the command, or a group where no command is named."""
-    command = typer.main.get_command(cli.app)
-    while arguments and hasattr(command, "commands") and re.match(r"[a-z]", arguments[0]):
-        command = command.commands[arguments.pop(0)]
-    return command
-
-
-def parse_command(arguments: list[str]) -> None:
-    """Raises an error if there is no such command or option, or if an argument is missing."""
-    command = find_command(arguments)
-    if not hasattr(command, "commands"):
-        command.make_context("ontogeny", arguments)
 
 
 def command_names() -> list[str]:
