@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from local_nginx import NEEDS_NGINX, PORTS_OF_EXAMPLE, RunningNginx, write_config
+from ontogeny.server import store as stores
 from ontogeny.server.api.request_limits import server_stops
 from ontogeny.server.app import MAX_STOP_TIME
 from ontogeny.server.config import ServerConfig
@@ -36,15 +37,15 @@ def server_commands() -> dict[str, list[str]]:
     commands = {f"compose {name}": COMPOSE["services"][name]["command"] for name in ("first", "second")}
     commands["systemd"] = re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[1].replace("%i", "8001")
     container = find_manifest("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
-    found = {name: shlex.split(command) for name, command in commands.items()}
-    found["kubernetes"] = container["command"] + container["args"]
+    parts = {name: shlex.split(command) for name, command in commands.items()}
+    parts["kubernetes"] = container["command"] + container["args"]
     for path in DEPLOY.rglob("*"):
         if path.is_file():
             for number, command in enumerate(re.findall(r"\b(ontogeny (?:keys|deployments) .*)", path.read_text())):
-                found[f"{path.name} {number}"] = shlex.split(command)
-    for name, command in found.items():
+                parts[f"{path.name} {number}"] = shlex.split(command)
+    for name, command in parts.items():
         assert os.path.basename(command[0]) == "ontogeny", name
-    return {name: command[1:] for name, command in found.items()}
+    return {name: command[1:] for name, command in parts.items()}
 
 
 @pytest.mark.parametrize("command", server_commands().values(), ids=server_commands())
@@ -117,3 +118,8 @@ def test_nginx_accepts_its_configuration(tmp_path, upstream):
     config.write_text(config.read_text().replace("proxy_buffering", "proxy_bufering"))
     with pytest.raises(AssertionError, match="proxy_bufering"):
         RunningNginx.check(tmp_path, config)
+
+
+def test_every_variable_of_an_example_exists():
+    names = {name for path in DEPLOY.rglob("*.*") for name in re.findall(r"ONTOGENY_\w+", path.read_text())}
+    assert names == {stores.DATABASE_URL, stores.SNAPSHOT_URL}

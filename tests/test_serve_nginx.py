@@ -102,13 +102,13 @@ class Clients:
 
     Attributes:
         errors: What was not as it should be.
-        taught: The texts of each key that were acknowledged.
+        acknowledged: The texts of each key the server has confirmed.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.errors: list[str] = []
-        self.taught: dict[str, list[str]] = {key: [] for key in cluster.key_texts}
+        self.acknowledged: dict[str, list[str]] = {key: [] for key in cluster.key_texts}
         self.num_answers, self._stopping = 0, threading.Event()
         self._threads = [
             threading.Thread(target=self._use, args=(key, number % 2 == 0))
@@ -140,7 +140,7 @@ class Clients:
         def teach_next() -> None:
             text = f"{key} wrote the letter {number} to the sea"
             teach(client, text)
-            self.taught[key].append(text)
+            self.acknowledged[key].append(text)
 
         calls: list[Callable[[], None]] = [complete, stream] + [teach_next] * learns
         while not self._stopping.wait(0.15):
@@ -171,8 +171,8 @@ def test_processes_are_replaced_one_by_one_under_load_without_an_error(cluster):
             wait_until(lambda before=before: clients.num_answers > before + 30)
     assert not clients.errors, clients.errors[:5]
     for key in cluster.key_texts:
-        assert list_texts(cluster, key) == clients.taught[key]
-        if clients.taught[key]:
+        assert list_texts(cluster, key) == clients.acknowledged[key]
+        if clients.acknowledged[key]:
             wait_until(
                 lambda key=key: journal.num_pending(
                     cluster.store, journal.get_branch(cluster.store, f"story/{key}")
