@@ -163,7 +163,7 @@ def test_a_failed_transaction_changes_nothing(store):
 
 
 def test_erased_text_leaves_the_files_of_the_table_after_vacuum_full(store, postgres, tmp_path):
-    text = "The lighthouse keeper wrote a letter to the sea."
+    text = "No other test of this database server stores this sentence."
     journal.open_branch(store, "story", "anna", "a", "b", 1.0)
     number = journal.add_example(store, "story/anna", "anna", text)
 

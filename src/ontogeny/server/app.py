@@ -25,6 +25,7 @@ from ontogeny.server.api.teaching import ExampleHeader
 from ontogeny.server.connections import build_server
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.fair_executor import FairExecutor, FairThreadPool
+from ontogeny.server.key_lookup import KeyLookup
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
 from ontogeny.server.process_memory import trim_memory_periodically
@@ -67,7 +68,7 @@ def build_app(deployments: Deployments, url: str = "") -> ServerApplication:
 
         api = RequestForwarding(api, deployments.membership)
     limits = RequestLimits(
-        LenientRouting(Authentication(api, deployments.store)),
+        LenientRouting(Authentication(api, KeyLookup(deployments.store, config.key_grace_time))),
         max_body_bytes=config.max_body_bytes,
         arrival_limit=ARRIVAL_LIMIT,
         upload_limit=UploadLimits(deployments).find,
@@ -84,6 +85,7 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
+        deployments.store.database.bound_waits()
         deployments.start(url)
         meter.start()
         if deployments.membership is not None:  # until then, other processes receive the requests

@@ -47,6 +47,8 @@ class ServerConfig(FrozenModel):
         weight_check_interval: Seconds between checks of frozen weights against their digest.
         process_name: Name of this server process among those that share a database (default: its address and port).
         process_url: Address at which the other processes reach this one (default: http://ADDRESS:PORT).
+        key_grace_time: Seconds for which a key that this process has accepted stays valid while the shared database
+            cannot be reached.
         allow_mixed: Take over branches whose weights another kind of processor or other packages computed; the log of
             the branch says so.
         log_level: Messages to log: error, warning, or info (one line per request).
@@ -77,6 +79,7 @@ class ServerConfig(FrozenModel):
     max_sessions: int = Field(default=1000, ge=1, le=MAX_QUOTA)
     process_name: str = Field(default="", max_length=100)
     process_url: str = Field(default="", pattern=r"(https?://[^/?#@]+)?")
+    key_grace_time: float = Field(default=60.0, ge=0, le=86_400, allow_inf_nan=False)
     allow_mixed: bool = False
     log_level: Literal["error", "warning", "info"] = "warning"
 

@@ -1,5 +1,6 @@
 """HTML pages, health checks and metrics."""
 
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,6 +11,7 @@ from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller
 from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.request_limits import server_stops
+from ontogeny.server.deployments import Deployments
 
 router = APIRouter(route_class=FairRoute)
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,7 +51,7 @@ async def check_readiness(request: Request) -> dict[str, str]:
     server = context.get_context(request)
     if server.deployments.membership is not None and server.deployments.membership.is_leaving:
         raise server_stops()
-    if server.meter.failure is not None:
+    if server.meter.failure is not None and not _is_in_grace_time(server.deployments):
         raise errors.unavailable(server.meter.failure, "storage_unavailable")
     for deployment in server.deployments.by_name.values():
         reason = deployment.failure or deployment.learning_failure
@@ -62,6 +64,12 @@ async def check_readiness(request: Request) -> dict[str, str]:
 def show_metrics(request: Request, key: Caller) -> PlainTextResponse:
     """Returns metrics for Prometheus; any key may read them."""
     return PlainTextResponse(context.get_context(request).meter.metrics(), media_type=PROMETHEUS)
+
+
+def _is_in_grace_time(deployments: Deployments) -> bool:
+    """Whether models that do not learn are answered although the database cannot be reached."""
+    failed_at = deployments.store.database.failed_at
+    return failed_at is not None and time.monotonic() - failed_at < deployments.config.key_grace_time
 
 
 def _html(template: str, **variables: Any) -> HTMLResponse:

@@ -4,6 +4,7 @@ Queries are one text for all databases: standard SQL with `?` for parameters. Wh
 composed of the attributes of `Database`.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -65,6 +66,22 @@ class Database(ABC):
     @abstractmethod
     def read_transaction(self) -> AbstractContextManager[None]:
         """Lets all queries of this thread read the same state of the database until the context is left."""
+
+    @abstractmethod
+    def bound_waits(self) -> None:
+        """Lets calls fail early while the database does not answer, because requests wait for them."""
+
+    @property
+    def failed_at(self) -> float | None:
+        """The time (`time.monotonic`) since which the database cannot be reached, or None."""
+        return None
+
+    def reserved_connection(self) -> AbstractContextManager[None]:
+        """Lets the calls of this thread have a connection that others do not occupy, and a short time for an answer.
+
+        It is for the few threads without which nothing else can go on; they open no transactions.
+        """
+        return contextlib.nullcontext()
 
     @property
     @abstractmethod

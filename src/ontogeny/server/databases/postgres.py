@@ -4,7 +4,7 @@ A transaction is durable when it is committed (`synchronous_commit=on`). One wit
 excludes all others, so that it may read and write anything. One with a scope shares that lock, and takes another one
 that excludes the same scope. A server that does not answer in the middle of a transaction loses its connection, so that
 it cannot hold up the others. Every failure of the connection is a `StorageUnavailable`, after which the database can be
-used as before.
+used as before. `availability` says how long a call waits for a database that does not answer.
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from typing import Any
 
+import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, event, exc
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import migrations, schema
+from ontogeny.server.databases.availability import PROBE_TIME, Availability, BoundedConnection
 from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult
 
 WRITER, SERVER = 0x6F6E7401, 0x6F6E7402  # classes of advisory locks
@@ -31,12 +33,14 @@ CONNECTION_SETTINGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5_000,  # milliseconds until data that nobody confirms end the connection
 }
+MAX_CONNECT_TIME = 2  # seconds, for a server, whose requests wait
+MAX_STATEMENT_TIME = MAX_WAIT + 10.0  # seconds, for a server
 MAX_IDLE_TIME = 5.0  # seconds that a transaction may wait for its next statement
+NUM_RESERVED = 4  # connections for the threads that use `reserved_connection`
 MAX_WRITERS = MAX_CONNECTIONS - 3  # threads that write at the same time, so that others can read
 SESSION = (
-    "SET synchronous_commit = on",
-    f"SET lock_timeout = {int(MAX_WAIT * 1000)}",
-    f"SET idle_in_transaction_session_timeout = {int(MAX_IDLE_TIME * 1000)}",
+    f"SET synchronous_commit = on; SET lock_timeout = {int(MAX_WAIT * 1000)}; "
+    f"SET idle_in_transaction_session_timeout = {int(MAX_IDLE_TIME * 1000)}"
 )
 log = logging.getLogger(__name__)
 
@@ -79,12 +83,15 @@ class PostgresDatabase(Database):
         self.label = f"the database '{url.set(drivername='postgresql').render_as_string(hide_password=True)}'"
         self.connection_name = f"ontogeny-{secrets.token_hex(8)}"  # in the list of connections of the database
         self._engine = sqlalchemy.create_engine(
-            url, pool_size=MAX_CONNECTIONS, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
+            url, pool_size=MAX_CONNECTIONS + NUM_RESERVED, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
             connect_args=CONNECTION_SETTINGS | {"application_name": self.connection_name}, isolation_level="AUTOCOMMIT",
         )  # fmt: skip
         weakref.finalize(self, self._engine.dispose)
-        event.listen(self._engine, "connect", _prepare_session)
+        self._availability = Availability(self.label, self._probe)
+        event.listen(self._engine, "do_connect", self._open_connection)
+        event.listen(self._engine, "connect", self._prepare_session)
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._writers = threading.BoundedSemaphore(MAX_WRITERS)  # so that waiting writers use few connections
         try:
             self._open_tables(create, read_only)
@@ -117,6 +124,24 @@ class PostgresDatabase(Database):
         assert not self.in_transaction, "a transaction cannot contain another one"
         with self._open_transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             yield
+
+    def bound_waits(self) -> None:
+        """Bounds all waits; see `Database`."""
+        self._availability.is_watched = True
+
+    @property
+    def failed_at(self) -> float | None:
+        """Since when the database cannot be reached; see `Database`."""
+        return self._availability.failed_at
+
+    @contextlib.contextmanager
+    def reserved_connection(self) -> Iterator[None]:
+        """Gives this thread a connection that others do not occupy; see `Database`."""
+        self._thread_local.is_reserved = True
+        try:
+            yield
+        finally:
+            self._thread_local.is_reserved = False
 
     @property
     def in_transaction(self) -> bool:
@@ -195,6 +220,7 @@ class PostgresDatabase(Database):
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""
+        self._availability.stop()
         self._engine.dispose()
 
     def _open_tables(self, create: bool, read_only: bool) -> None:
@@ -223,8 +249,9 @@ class PostgresDatabase(Database):
                 yield connection
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
-                with contextlib.suppress(exc.DBAPIError, exc.PendingRollbackError):  # the connection may be lost
-                    connection.exec_driver_sql("ROLLBACK")
+                if not connection.invalidated:
+                    with contextlib.suppress(exc.DBAPIError):
+                        connection.exec_driver_sql("ROLLBACK")
                 raise
             finally:
                 self._thread_local.connection = None
@@ -232,11 +259,47 @@ class PostgresDatabase(Database):
     @contextlib.contextmanager
     def _connect(self) -> Generator[Connection]:
         """A connection for this thread; one that was lost while it was idle is replaced."""
-        with self._engine.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            if driver.closed or not _is_alive(driver):
-                connection.invalidate()
-            yield connection
+        is_reserved = getattr(self._thread_local, "is_reserved", False)
+        self._availability.check()
+        if not is_reserved and not self._places.acquire(timeout=MAX_WAIT):
+            raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use")
+        try:
+            self._availability.check()  # again, after the wait for a place
+            with self._engine.connect() as connection:
+                driver: Any = connection.connection.driver_connection
+                if driver.closed or not _is_alive(driver):
+                    connection.invalidate()
+                    driver = connection.connection.driver_connection
+                if self._availability.is_watched:
+                    driver.max_wait = PROBE_TIME if is_reserved else MAX_STATEMENT_TIME
+                yield connection
+        finally:
+            if not is_reserved:
+                self._places.release()
+
+    def _open_connection(self, dialect: Any, record: Any, arguments: Any, parameters: Any) -> BoundedConnection:
+        """Opens a connection for the pool."""
+        if self._availability.is_watched:
+            parameters = parameters | {"connect_timeout": MAX_CONNECT_TIME}
+        try:
+            connection = BoundedConnection.connect(*arguments, **parameters)
+        except psycopg.OperationalError as error:
+            self._availability.fail((str(error).splitlines() or ["no reason is known"])[0])
+            raise
+        connection.availability = self._availability
+        return connection
+
+    def _prepare_session(self, driver: Any, _: Any) -> None:
+        """Sets what every connection needs."""
+        if self._availability.is_watched:
+            driver.max_wait = PROBE_TIME
+        with driver.cursor() as cursor:
+            cursor.execute(SESSION)
+
+    def _probe(self) -> None:
+        """Sends a statement through a connection that no request can occupy."""
+        with self.reserved_connection(), self._connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -251,13 +314,6 @@ class PostgresDatabase(Database):
             raise StorageUnavailable(f"{self.label} cannot be used: the connection was lost") from error
         except exc.TimeoutError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use") from error
-
-
-def _prepare_session(driver_connection: Any, _: Any) -> None:
-    """Sets what every connection needs."""
-    with driver_connection.cursor() as cursor:
-        for statement in SESSION:
-            cursor.execute(statement)
 
 
 def _is_alive(driver: Any) -> bool:

@@ -108,6 +108,9 @@ class SQLiteDatabase(Database):
             finally:
                 self._thread_local.connection = None
 
+    def bound_waits(self) -> None:
+        """Does nothing: only another program that writes can be waited for, and `MAX_WAIT` limits that."""
+
     @property
     def in_transaction(self) -> bool:
         """Whether this thread is in a transaction."""

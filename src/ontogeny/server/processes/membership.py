@@ -181,23 +181,27 @@ class Membership(BranchOwnership):
                 journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
 
     def _run(self) -> None:
-        """Renews the lease until the process leaves."""
-        while not self._stopping.wait(RENEWAL_INTERVAL):
+        """Renews the lease until the process leaves, at equal intervals however long the database takes to answer."""
+        seconds = RENEWAL_INTERVAL
+        while not self._stopping.wait(seconds):
+            begun_at = time.monotonic()
             self._attempt()
+            seconds = max(0.0, begun_at + RENEWAL_INTERVAL - time.monotonic())
 
     def _attempt(self) -> None:
         """Renews the lease, or registers the process if it has none; a failure is repeated with the next call."""
         try:
-            begun_at, lease = time.clock_gettime(CLOCK), self._lease
-            if lease is None or not self._renew(lease[0]):
-                self._lease = None
-                number = self._register()
-                if lease is not None:
-                    log.warning("the lease of process %d has expired; the process is number %d now", lease[0], number)
-                lease = (number, 0.0)
-            self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
-            self._store.process_number = lease[0]
-            self._end_expired()
+            with self._store.database.reserved_connection():
+                begun_at, lease = time.clock_gettime(CLOCK), self._lease
+                if lease is None or not self._renew(lease[0]):
+                    self._lease = None
+                    number = self._register()
+                    if lease is not None:
+                        log.warning("the lease of process %d has expired; the process is number %d", lease[0], number)
+                    lease = (number, 0.0)
+                self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
+                self._store.process_number = lease[0]
+                self._end_expired()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)
         except Exception:  # the thread must outlive every failure
