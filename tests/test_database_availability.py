@@ -41,8 +41,8 @@ def store(postgres, proxy, tmp_path):
 @pytest.fixture
 def other_store(store, postgres, tmp_path):
     """The same database without the proxy, as another process uses it."""
-    with Store(tmp_path / "other", database_url=postgres.address_for(tmp_path)) as other:
-        yield other
+    with Store(tmp_path / "other", database_url=postgres.address_for(tmp_path)) as second:
+        yield second
 
 
 def is_usable(store, scope="x"):

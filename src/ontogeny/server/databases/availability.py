@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 
 from ontogeny.errors import StorageUnavailable
+from ontogeny.server.databases.base import MAX_PROBE_TIME
 
 SUSPICION_TIME = 0.5  # seconds after which a statement that is not answered raises the suspicion of a failure
-PROBE_TIME = 1.0  # seconds in which a database answers that can be reached
 PROBE_INTERVAL = 0.25  # seconds between two probes of a database that cannot be reached
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             return
         if seconds > SUSPICION_TIME:
             availability.suspect()
-        max_wait = PROBE_TIME if availability.is_silent else self.max_wait
+        max_wait = MAX_PROBE_TIME if availability.is_silent else self.max_wait
         if seconds > max_wait:
             self.close()
             raise NoAnswer(f"the database has not answered within {seconds:.1f} s")

@@ -13,6 +13,7 @@ from typing import Any
 from ontogeny.errors import StorageDamaged
 
 MAX_CONNECTIONS = 8  # of one process
+MAX_PROBE_TIME = 1.0  # seconds in which a database that can be reached answers the simplest statement
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
 
 
@@ -76,10 +77,13 @@ class Database(ABC):
         """The time (`time.monotonic`) since which the database cannot be reached, or None."""
         return None
 
-    def reserved_connection(self) -> AbstractContextManager[None]:
+    def reserved_connection(self, max_wait: float = MAX_PROBE_TIME) -> AbstractContextManager[None]:
         """Lets the calls of this thread have a connection that others do not occupy, and a short time for an answer.
 
         It is for the few threads without which nothing else can go on; they open no transactions.
+
+        Args:
+            max_wait: Seconds until a statement is given up.
         """
         return contextlib.nullcontext()
 

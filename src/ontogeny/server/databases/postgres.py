@@ -22,8 +22,8 @@ from sqlalchemy import Connection, event, exc
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import migrations, schema
-from ontogeny.server.databases.availability import PROBE_TIME, Availability, BoundedConnection
-from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult
+from ontogeny.server.databases.availability import Availability, BoundedConnection
+from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_PROBE_TIME, MAX_WAIT, Database, QueryResult
 
 WRITER, SERVER = 0x6F6E7401, 0x6F6E7402  # classes of advisory locks
 CONNECTION_SETTINGS = {
@@ -135,13 +135,13 @@ class PostgresDatabase(Database):
         return self._availability.failed_at
 
     @contextlib.contextmanager
-    def reserved_connection(self) -> Iterator[None]:
+    def reserved_connection(self, max_wait: float = MAX_PROBE_TIME) -> Iterator[None]:
         """Gives this thread a connection that others do not occupy; see `Database`."""
-        self._thread_local.is_reserved = True
+        self._thread_local.reserved_wait = max_wait
         try:
             yield
         finally:
-            self._thread_local.is_reserved = False
+            self._thread_local.reserved_wait = None
 
     @property
     def in_transaction(self) -> bool:
@@ -259,9 +259,9 @@ class PostgresDatabase(Database):
     @contextlib.contextmanager
     def _connect(self) -> Generator[Connection]:
         """A connection for this thread; one that was lost while it was idle is replaced."""
-        is_reserved = getattr(self._thread_local, "is_reserved", False)
+        max_wait: float | None = getattr(self._thread_local, "reserved_wait", None)  # of a reserved connection
         self._availability.check()
-        if not is_reserved and not self._places.acquire(timeout=MAX_WAIT):
+        if max_wait is None and not self._places.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use")
         try:
             self._availability.check()  # again, after the wait for a place
@@ -271,10 +271,10 @@ class PostgresDatabase(Database):
                     connection.invalidate()
                     driver = connection.connection.driver_connection
                 if self._availability.is_watched:
-                    driver.max_wait = PROBE_TIME if is_reserved else MAX_STATEMENT_TIME
+                    driver.max_wait = MAX_STATEMENT_TIME if max_wait is None else max_wait
                 yield connection
         finally:
-            if not is_reserved:
+            if max_wait is None:
                 self._places.release()
 
     def _open_connection(self, dialect: Any, record: Any, arguments: Any, parameters: Any) -> BoundedConnection:
@@ -292,7 +292,7 @@ class PostgresDatabase(Database):
     def _prepare_session(self, driver: Any, _: Any) -> None:
         """Sets what every connection needs."""
         if self._availability.is_watched:
-            driver.max_wait = PROBE_TIME
+            driver.max_wait = MAX_PROBE_TIME
         with driver.cursor() as cursor:
             cursor.execute(SESSION)
 

@@ -191,7 +191,7 @@ class Membership(BranchOwnership):
     def _attempt(self) -> None:
         """Renews the lease, or registers the process if it has none; a failure is repeated with the next call."""
         try:
-            with self._store.database.reserved_connection():
+            with self._store.database.reserved_connection(LEASE):
                 begun_at, lease = time.clock_gettime(CLOCK), self._lease
                 if lease is None or not self._renew(lease[0]):
                     self._lease = None
