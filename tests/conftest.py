@@ -120,6 +120,15 @@ def postgres():
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3():
+    """An S3-compatible server of this worker."""
+    from local_s3 import running_s3
+
+    with running_s3() as server:
+        yield server
+
+
 @pytest.fixture(autouse=True, scope="session")
 def chosen_database(request):
     """With `--postgres`, the state of every server is kept in PostgreSQL, in one schema for each state folder."""

@@ -110,9 +110,9 @@ class SteppedStore(Store):
             checkpoint()
         return super().execute(query, *parameters)
 
-    def write_snapshot(self, data: bytes) -> str:
+    def write_snapshot(self, content: bytes) -> str:
         checkpoint()
-        file = super().write_snapshot(data)
+        file = super().write_snapshot(content)
         checkpoint()
         return file
 
@@ -120,7 +120,7 @@ class SteppedStore(Store):
 def list_snapshot_paths(store: Store) -> list[Path]:
     """The files in the folder of the snapshots; a shared one first loses what waits for its deletion."""
     if store.is_shared:
-        delete_unused(store, min_age=0)
+        delete_unused(store, min_age=0.0)
     assert isinstance(store.snapshots, FolderSnapshots)
     return list(store.snapshots.folder.iterdir())
 

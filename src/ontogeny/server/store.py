@@ -19,7 +19,7 @@ from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import refuse_run_folder
 from ontogeny.server.databases.base import Database, QueryResult
 from ontogeny.server.databases.sqlite import DATABASE, OWNER_FOLDER, SQLiteDatabase
-from ontogeny.server.snapshot_stores.base import SnapshotDeleted, SnapshotStore
+from ontogeny.server.snapshot_stores.base import SnapshotStore
 from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.snapshot_stores.objects import ObjectSnapshots
 
@@ -76,7 +76,7 @@ class Store:
             refuse_run_folder(self.folder, "the state of a server")
         try:
             self.database = self._open(address, create, read_only)
-            self.is_shared = not (self.database.has_file and isinstance(self.snapshots, FolderSnapshots))
+            self.is_shared = self.database.is_shared or not isinstance(self.snapshots, FolderSnapshots)
             if not read_only:
                 self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
                 if isinstance(self.snapshots, FolderSnapshots):
@@ -155,15 +155,6 @@ class Store:
     def write_snapshot(self, content: bytes) -> str:
         """Writes a file of the snapshots and returns its name; raises `StorageUnavailable` if that fails."""
         return self.snapshots.write(content)
-
-    def require_snapshot(self, name: str) -> None:
-        """Raises `SnapshotDeleted` if a file is absent that the current transaction records.
-
-        Files are deleted in transactions too (`learning.snapshots.delete_files`), so that a file is deleted before
-        this check, or its record is known before the deletion. Without sharing, `snapshot_lock` has the same effect.
-        """
-        if self.is_shared and not self.snapshots.holds(name):
-            raise SnapshotDeleted(f"'{self.snapshots.path_of(name)}' was deleted before it was recorded")
 
     def check_snapshots(self) -> None:
         """Checks the store of snapshots before a server uses it.

@@ -5,7 +5,7 @@ learner replay the later examples without it. Each change is one transaction and
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
@@ -96,6 +96,7 @@ def restore_version(
     exported_from: tuple[str, int] | None = None,
     is_fork: bool = False,
     fence: int | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> BranchVersion:
     """Makes uploaded weights a new version without a parent, and makes it current.
 
@@ -114,6 +115,7 @@ def restore_version(
         exported_from: The branch and version that the upload names as its origin; several can have equal weights.
         is_fork: Whether the weights come from another branch of this server instead of from an upload.
         fence: See `journal.add_example`.
+        confirm: See `journal.add_snapshot`.
 
     Raises:
         BranchLost: The branch has another fence by now.
@@ -128,6 +130,7 @@ def restore_version(
         version = journal.add_version(
             store, name, number, digest, held_out_loss, weight_distance, snapshot=file, source=source
         )
+        confirm()
         quotas.check(store, journal.get_branch(store, name).owner_key, "stored_bytes")
         if source is not None:
             _inherit_examples(store, source, name, number)

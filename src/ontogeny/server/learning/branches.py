@@ -263,11 +263,13 @@ class BranchManager:
         branch, distance, digest = self.claim(owner_key), self._weight_distance(full_weights), metadata["digest"]
         # The digest of version 0 is that of the trained weights, without a scratch.
         source_digest = self.trained_digest if digest == trees.digest(self.learner.init()) else digest
+        origin = _read_origin(metadata)
         version = self.snapshots.record(
             self.snapshots.encode(weights, {}),
-            lambda file: branch_changes.restore_version(
+            {branch.branch} if origin is None else {branch.branch, origin[0]},
+            lambda file, confirm: branch_changes.restore_version(
                 self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
-                exported_from=_read_origin(metadata), is_fork=is_fork, fence=branch.fence,
+                exported_from=origin, is_fork=is_fork, fence=branch.fence, confirm=confirm,
             ),
         )  # fmt: skip
         self.snapshots.delete_surplus(version)

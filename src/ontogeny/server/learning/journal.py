@@ -15,7 +15,7 @@ that write compare the branch with the one on which the decision was based.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
@@ -440,22 +440,28 @@ def reject_example(
     return True
 
 
-def add_snapshot(store: Store, version: BranchVersion, file: str, max_snapshots: int) -> list[str]:
+def add_snapshot(
+    store: Store, version: BranchVersion, file: str, max_snapshots: int, confirm: Callable[[], None] = lambda: None
+) -> list[str]:
     """Records the file that holds a version.
+
+    Args:
+        store: The database.
+        version: The version.
+        file: The name of the file.
+        max_snapshots: Per branch.
+        confirm: Called in the transaction; raises `SnapshotExpired` if the file may be deleted.
 
     Returns:
         Files that may be deleted: the oldest surplus snapshots of the branch, or `file` itself if the version has
         been deleted or has a snapshot.
-
-    Raises:
-        SnapshotDeleted: The file has been deleted; nothing is recorded.
     """
     condition = "WHERE branch = ? AND number = ? AND NOT deleted AND snapshot IS NULL"
     with store.transaction(version.branch):
         name = version.branch
         if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
             return [file]
-        store.require_snapshot(file)
+        confirm()
         return forget_surplus_snapshots(store, version, max_snapshots)
 
 
@@ -487,6 +493,27 @@ def forget_snapshot(store: Store, version: BranchVersion) -> None:
     """Records that the file of a version is no longer used; must be called in a transaction."""
     query = "UPDATE versions SET snapshot = NULL WHERE branch = ? AND number = ? AND snapshot = ?"
     store.execute(query, version.branch, version.number, version.snapshot)
+
+
+def find_snapshot(store: Store, branches: Collection[str], content: str) -> BranchVersion | None:
+    """Returns a version of one of these branches whose file has this content, or None.
+
+    Args:
+        store: The database.
+        branches: The names of branches.
+        content: The part of the name of the file that depends on the content.
+    """
+    hint = store.database.index_hint("versions_with_snapshot")
+    query = f"SELECT * FROM versions {hint} WHERE branch = ? AND snapshot IS NOT NULL AND NOT deleted"
+    versions = (version for branch in branches for version in store.select(BranchVersion, query, branch))
+    return next((version for version in versions if str(version.snapshot).startswith(f"{content}-")), None)
+
+
+def uses_snapshot(store: Store, version: BranchVersion) -> bool:
+    """Whether a version still has its file, and keeps it until the current transaction ends."""
+    query = "SELECT 1 FROM versions WHERE branch = ? AND number = ? AND snapshot = ? AND NOT deleted"
+    parameters = (version.branch, version.number, version.snapshot)
+    return store.select_value(f"{query} {store.database.row_lock}", *parameters) is not None
 
 
 def list_snapshots(store: Store) -> set[str]:
@@ -557,8 +584,6 @@ def add_version(
         number if parent is None else parent.root_version, steps, computed_by,
     )  # fmt: skip
     store.insert("versions", version)
-    if snapshot is not None:
-        store.require_snapshot(snapshot)
     return version
 
 

@@ -1,14 +1,15 @@
 """The snapshots of a deployment: state files of weights, beside the database that refers to them.
 
-A file is written before the database refers to it and is deleted after the last reference is gone. Files are named by
-their content, so that versions of equal weights share one. Nothing deletes a file that a version refers to:
+A file is written before the database refers to it and is deleted after the last reference is gone. A version whose
+content another version of the same branch, or of its origin, has shares its file. Nothing deletes a file that a version
+refers to:
 
 - In the folder of a SQLite database, which one process uses, a lock excludes deletions while a file is written and
   recorded. Unused files are deleted at once.
-- A store that several processes share has no such lock, because a write may take long. A file is deleted within a
-  transaction that excludes all others and has found no reference to it, and a transaction that records a file checks
-  that it is there; if it has been deleted meanwhile, it is written and recorded again. Unused files are deleted when
-  they are older than an hour, so that this hardly ever happens.
+- A store that several processes share has no lock, which a suspended process could hold or lose. A new file is
+  recorded within `MAX_RECORDING_TIME` or not at all, and is deleted only if it is older than `MIN_AGE` and unused,
+  which that of an open upload is not. A version gets the file of another one only while that one has it. A file that
+  has become unused is therefore never used again, because each write has a name of its own; a deletion may be late.
 
 Exceptions are the files of versions that an erasure has deleted, and files whose record failed: they are deleted at
 once, because they may hold what was learned from an erased example.
@@ -19,6 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -30,13 +32,14 @@ from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
-from ontogeny.server.snapshot_stores.base import SnapshotDeleted, UnusableSnapshot, content_name
+from ontogeny.server.snapshot_stores.base import SnapshotExpired, UnusableSnapshot, content_key
 from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
 MIN_AGE = 3600.0  # seconds since the last write of an unused file that is deleted from a shared store
-NUM_DELETED = 500  # files that are deleted in one transaction
+MAX_RECORDING_TIME = MIN_AGE / 2  # seconds from the beginning of a write to the record; clocks may differ by as much
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
 MAX_ATTEMPTS = 3  # to write and record a file
 Recorded = TypeVar("Recorded")
 log = logging.getLogger(__name__)
@@ -86,28 +89,50 @@ class VersionSnapshots:
             raise UnusableSnapshot(f"it does not hold version {version.number}", True)
         return weights
 
-    def record(self, content: bytes, commit: Callable[[str], Recorded]) -> Recorded:
-        """Writes a state file and records it; a file whose record fails is deleted.
+    def record(
+        self, content: bytes, branches: Collection[str], commit: Callable[[str, Callable[[], None]], Recorded]
+    ) -> Recorded:
+        """Records a state file, which is written unless a version has an equal one.
 
         Args:
             content: The bytes of the file.
-            commit: Records the name of the file in one transaction, in which it calls `Store.require_snapshot`.
+            branches: Whose versions may have an equal file.
+            commit: Records the name of the file in one transaction, in which it calls its second argument. That raises
+                `SnapshotExpired` if the file may be deleted before the record can be seen.
 
         Returns:
-            What `commit` returned.
+            What `commit` returned. A file that was certainly not recorded is deleted.
         """
         with self._exclude_deletions():
             for _ in range(MAX_ATTEMPTS):
-                file = self._store.write_snapshot(content)
+                start = time.clock_gettime(CLOCK)
+                equal = journal.find_snapshot(self._store, branches, content_key(content))
+                file = self._store.write_snapshot(content) if equal is None else str(equal.snapshot)
                 try:
-                    return commit(file)
-                except SnapshotDeleted as error:  # another process had found an earlier file of this content unused
+                    return commit(file, partial(self._confirm, file, start, equal))
+                except SnapshotExpired as error:
                     log.info("%s", error)
-                except BaseException:
-                    with contextlib.suppress(StorageUnavailable):  # it is deleted later, as an unused file
-                        delete_files(self._store, [file])
+                except Exception as error:
+                    # After a lost connection, a shared database may still commit the record.
+                    if not (self._store.is_shared and isinstance(error, StorageUnavailable)):
+                        with contextlib.suppress(StorageUnavailable):  # it is deleted later, as an unused file
+                            delete_files(self._store, [file])
                     raise
-        raise StorageUnavailable(f"'{self._store.snapshots.path_of(content_name(content))}' was deleted repeatedly")
+        raise StorageUnavailable(f"no snapshot could be recorded in {self._store.snapshots.label}")
+
+    def _confirm(self, file: str, start: float, equal: BranchVersion | None) -> None:
+        """Raises `SnapshotExpired` if a file may be deleted before the current transaction ends.
+
+        Args:
+            file: The name of the file.
+            start: When its write began.
+            equal: The version that has the file, if it was not written.
+        """
+        if equal is not None:
+            if not journal.uses_snapshot(self._store, equal):
+                raise SnapshotExpired(f"the snapshot '{file}' is no longer in use")
+        elif self._store.is_shared and time.clock_gettime(CLOCK) - start > MAX_RECORDING_TIME:
+            raise SnapshotExpired(f"the snapshot '{file}' was written too long ago to be recorded")
 
     def save_if_current(self, loaded: LoadedVersion) -> None:
         """Writes a snapshot of a version that is current and has none; see `save`."""
@@ -130,10 +155,15 @@ class VersionSnapshots:
                 if recorded.deleted or recorded.snapshot is not None:
                     return
                 content = self.encode(loaded.weights, {})
-                unused = self.record(
-                    content, lambda file: journal.add_snapshot(self._store, version, file, self._max_snapshots)
+                file, unused = self.record(
+                    content,
+                    {version.branch},
+                    lambda file, confirm: (
+                        file,
+                        journal.add_snapshot(self._store, version, file, self._max_snapshots, confirm),
+                    ),
                 )
-                if content_name(content) in unused:  # an erasure may have deleted the version
+                if file in unused:  # an erasure may have deleted the version
                     delete_files(self._store, unused)
                 else:
                     self._delete_now(unused)
@@ -196,19 +226,14 @@ def delete_unused(store: Store, min_age: float | None = None) -> int:
         min_age = MIN_AGE if store.is_shared else 0.0
     newest = time.time() - min_age if min_age else float("inf")
     with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
-        files = {file.name for file in store.snapshots.list_files() if file.written_at <= newest}
-        unused = sorted(files - journal.list_snapshots(store))
-        return sum(
-            delete_files(store, unused[start : start + NUM_DELETED]) for start in range(0, len(unused), NUM_DELETED)
-        )
+        return delete_files(store, [file.name for file in store.snapshots.list_files() if file.written_at <= newest])
 
 
 def delete_files(store: Store, files: Collection[str]) -> int:
     """Deletes those of these files that no version refers to, and returns their number."""
     if not files:
         return 0
-    # Nothing may be recorded between the search for references to a file and its deletion.
-    with store.transaction() if store.is_shared else store.snapshot_lock:
+    with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
         unused = set(files) - journal.list_snapshots(store)
         store.snapshots.delete(unused)
     return len(unused)

@@ -1,19 +1,21 @@
 """What a store of snapshots offers: files that are written whole or not at all and never change.
 
-A file is named by its content: SHA-256 and number of bytes. Equal contents are therefore one file, every read is
-checked against the name, and a file that is written again becomes young again. Files of earlier versions have other
-names, and the digest of the weights in the database alone checks them.
+A file is named by its content, SHA-256 and number of bytes, with which every read compares it, and by a random number
+of its write. A name is therefore used once: a deletion that a suspended process sends late never hits a later file of
+the same content. Versions of equal content share a file through their records (`learning.snapshots`). Files of earlier
+versions of ontogeny have other names, and the digest of the weights in the database alone checks them.
 """
 
 import hashlib
 import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from ontogeny.errors import StorageUnavailable
 
-CONTENT_NAME = re.compile(r"([0-9a-f]{64})-(\d{1,15})\.safetensors")
+CONTENT_NAME = re.compile(r"([0-9a-f]{64}-(\d{1,15}))-[0-9a-f]{16}\.safetensors")
 
 
 class SnapshotFile(NamedTuple):
@@ -37,8 +39,8 @@ class UnusableSnapshot(Exception):
         self.is_lost = is_lost
 
 
-class SnapshotDeleted(StorageUnavailable):
-    """A file was deleted between its write and the record that refers to it; nothing was recorded."""
+class SnapshotExpired(StorageUnavailable):
+    """A file may be deleted before its record can be seen; nothing was recorded."""
 
 
 class SnapshotStore(ABC):
@@ -53,15 +55,16 @@ class SnapshotStore(ABC):
     label: str
 
     def write(self, content: bytes) -> str:
-        """Writes a file whole or not at all, also if it exists; returns its name once it is durable."""
-        name = content_name(content)
+        """Writes a file whole or not at all; returns its name once it is durable."""
+        name = f"{content_key(content)}-{secrets.token_hex(8)}.safetensors"
         self.write_as(name, content)
         return name
 
     def read(self, name: str) -> bytes:
         """Reads a file and compares it with its name; raises `UnusableSnapshot` if it is absent or differs."""
         content = self.fetch(name)
-        if CONTENT_NAME.fullmatch(name) and content_name(content) != name:
+        match = CONTENT_NAME.fullmatch(name)
+        if match and content_key(content) != match[1]:
             raise UnusableSnapshot("its content does not have the digest in its name", True)
         return content
 
@@ -104,6 +107,6 @@ class SnapshotStore(ABC):
         """The path of a file for messages."""
 
 
-def content_name(content: bytes) -> str:
-    """The name of a file with this content."""
-    return f"{hashlib.sha256(content).hexdigest()}-{len(content)}.safetensors"
+def content_key(content: bytes) -> str:
+    """The part of the name of a file that depends on its content."""
+    return f"{hashlib.sha256(content).hexdigest()}-{len(content)}"
