@@ -6,6 +6,7 @@ not depend on HTTP.
 
 import asyncio
 import logging
+import random
 import re
 import threading
 import time
@@ -42,6 +43,7 @@ from ontogeny.stages.session import AgentSession
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
 TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of the database
+COLLECTION_INTERVAL = 3600.0  # seconds between deletions of unused snapshots from a shared store
 FORGETTING_INTERVAL = 1.0  # seconds between two looks at what other processes have erased
 ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
 log = logging.getLogger(__name__)
@@ -277,6 +279,7 @@ class Deployments:
         self.error: Exception | None = None
         self._reported: dict[str, str] = {}  # failures of deployments that are in the log
         self._start_errors: dict[str, Exception] = {}
+        self._collection: threading.Thread | None = None  # which deletes unused snapshots
         self._stopping, self._is_handed_over = threading.Event(), False
         self._start_ended, self._url = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
@@ -392,6 +395,7 @@ class Deployments:
             (self.config.weight_check_interval, self._check_weights),
             (ERASURE_INTERVAL, self._finish_erasures),
             (FORGETTING_INTERVAL, self._forget_erased),
+            (COLLECTION_INTERVAL * random.uniform(0.5, 1.0), self._collect_snapshots),  # not all processes at once
         ]
         times = [time.monotonic() + interval for interval, _ in tasks]
         while not self._stopping.wait(STATUS_INTERVAL):
@@ -437,11 +441,21 @@ class Deployments:
 
     def _clean_up(self) -> None:
         """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""
+        self._collect_snapshots()
         try:
-            snapshots.delete_unused(self.store)
             self.store.truncate_log()
         except (OSError, StorageUnavailable) as error:
             log.warning("the state folder cannot be cleaned up at present: %s", error)
+
+    def _collect_snapshots(self) -> None:
+        """Deletes unused snapshots; those of a shared store, which takes long to list, on a thread of its own."""
+        if not self.store.is_shared:
+            _delete_unused(self.store)
+        elif self._collection is None or not self._collection.is_alive():
+            self._collection = threading.Thread(
+                target=_delete_unused, args=[self.store], name="unused snapshots", daemon=True
+            )
+            self._collection.start()
 
     def _finish_erasures(self) -> None:
         """Finishes erasures that the disk or a crash prevented."""
@@ -473,6 +487,14 @@ class Deployments:
         """The branches of all deployments that learn."""
         languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
         return [deployment.branches for deployment in languages if deployment.branches is not None]
+
+
+def _delete_unused(store: Store) -> None:
+    """Deletes unused snapshots; a failure is only logged."""
+    try:
+        snapshots.delete_unused(store)
+    except (OSError, StorageUnavailable) as error:
+        log.warning("unused snapshots cannot be deleted at present: %s", error)
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:
