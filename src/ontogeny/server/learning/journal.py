@@ -447,7 +447,7 @@ def add_snapshot(
 
     Args:
         store: The database.
-        version: The version.
+        version: What the file holds; it has no snapshot yet.
         file: The name of the file.
         max_snapshots: Per branch.
         confirm: Called in the transaction; raises `SnapshotExpired` if the file may be deleted.
