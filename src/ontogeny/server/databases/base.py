@@ -41,7 +41,7 @@ class Database(ABC):
         is_shared: Whether several servers can use the database at the same time.
         ordered_join: A join that reads the left table first, because SQLite has no statistics to choose by.
         num_text_bytes: An expression for the size of the text of an example.
-        row_lock: A clause after which no other transaction changes the selected records before the current one ends.
+        share_lock: A clause after which no other transaction changes the selected records before the current one ends.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Database(ABC):
     is_shared: bool
     ordered_join: str
     num_text_bytes: str
-    row_lock: str
+    share_lock: str
 
     @abstractmethod
     def transaction(self, scope: str | None = None) -> AbstractContextManager[None]:

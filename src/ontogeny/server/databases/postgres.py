@@ -71,7 +71,7 @@ class PostgresDatabase(Database):
     has_file, is_shared = False, True
     ordered_join = "JOIN"
     num_text_bytes = "octet_length(text)"
-    row_lock = "FOR SHARE"
+    share_lock = "FOR SHARE"
 
     def __init__(self, address: str, *, create: bool, read_only: bool) -> None:
         try:

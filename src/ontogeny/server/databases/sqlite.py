@@ -55,7 +55,7 @@ class SQLiteDatabase(Database):
     has_file, is_shared = True, False
     ordered_join = "CROSS JOIN"
     num_text_bytes = "length(CAST(text AS BLOB))"
-    row_lock = ""
+    share_lock = ""
 
     def __init__(self, folder: Path, snapshots: Path, *, read_only: bool) -> None:
         self._folder, self._snapshots = folder, snapshots

@@ -513,7 +513,7 @@ def uses_snapshot(store: Store, version: BranchVersion) -> bool:
     """Whether a version still has its file, and keeps it until the current transaction ends."""
     query = "SELECT 1 FROM versions WHERE branch = ? AND number = ? AND snapshot = ? AND NOT deleted"
     parameters = (version.branch, version.number, version.snapshot)
-    return store.select_value(f"{query} {store.database.row_lock}", *parameters) is not None
+    return store.select_value(f"{query} {store.database.share_lock}", *parameters) is not None
 
 
 def list_snapshots(store: Store) -> set[str]:
