@@ -417,10 +417,10 @@ def test_a_server_refuses_the_files_of_another_database(branches, store, s3_addr
     learn(branches, "anna", TEXTS[0])
     store.check_snapshots()
     with (
-        Store(tmp_path / "other", database_url="", snapshot_url=s3_address) as other,
+        Store(tmp_path / "other", database_url="", snapshot_url=s3_address) as second,
         pytest.raises(BadInput, match="every database needs a store of its own"),
     ):
-        other.check_snapshots()
+        second.check_snapshots()
 
 
 def test_snapshots_are_copied_and_an_interrupted_copy_goes_on(branches, store, s3, proxy, tmp_path):
