@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,7 +253,7 @@ def measure_databases(scenario: Scenario, arguments: argparse.Namespace) -> None
 
 def measure_take_over(scenario: Scenario, arguments: argparse.Namespace) -> None:
     """Prints the seconds until branches answer again after their process was killed or drained."""
-    for number, limit in ((signal.SIGKILL, 2.0), (signal.SIGTERM, 0.2)):
+    for number, limit in ((signal.SIGTERM, 0.2), (signal.SIGKILL, 2.0)):
         times = list[float]()
         with scenario.start(arguments.branches * 100, num_processes=2) as group:
             for trial in range(arguments.trials):
@@ -269,32 +270,31 @@ def measure_take_over(scenario: Scenario, arguments: argparse.Namespace) -> None
 
 
 def interrupt(owner: Replica, receiver: Replica, key_texts: Sequence[str], number: int) -> list[float]:
-    """Ends a process by a signal; returns the longest gap between answers of the other one for each branch."""
+    """Ends a process by a signal; returns the longest gap between answers of the other one, for each branch."""
 
-    async def poll(key: str, end: float) -> float:
-        body = {"model": "story", "prompt": "The", "max_tokens": 1, "learn": False}
-        last, gap = time.perf_counter(), 0.0
+    async def poll(key: str, end: float) -> list[float]:
+        body = {"model": "story", "prompt": "The", "max_tokens": 1, "learn": False, "stream": True}
+        times = list[float]()
         while time.perf_counter() < end:
             with contextlib.suppress(OSError, SystemExit):
                 await send_stream(receiver.port, key, body, "/v1/completions")
-                answered_at = time.perf_counter()
-                gap, last = max(gap, answered_at - last), answered_at
+                times.append(time.perf_counter())
             await asyncio.sleep(0.01)
-        return max(gap, time.perf_counter() - last)
+        return times
 
-    async def run() -> list[float]:
+    async def run() -> tuple[float, list[list[float]]]:
         end = time.perf_counter() + 6
         tasks = [asyncio.create_task(poll(key, end)) for key in key_texts]
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)
         owner.send_signal(number)
-        return list(await asyncio.gather(*tasks))
+        return time.perf_counter(), list(await asyncio.gather(*tasks))
 
-    gaps = asyncio.run(run())
+    interrupted_at, times = asyncio.run(run())
     with contextlib.suppress(Exception):
         assert owner.process is not None
         owner.process.wait(30)
     owner.kill()
-    return gaps
+    return [max(b - a for a, b in pairwise(answers) if b > interrupted_at) for answers in times]
 
 
 def measure_idle_keys(scenario: Scenario, arguments: argparse.Namespace) -> None:

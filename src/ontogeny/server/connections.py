@@ -24,6 +24,7 @@ from ontogeny.server.api.request_limits import RequestLimits
 
 CHECK_INTERVAL = 1.0  # seconds
 LINGER_TIME = 1.0  # seconds for a request that is on its way when the server stops, if other processes go on
+MAX_PREPARATION_TIME = 5.0  # seconds that a server may take to give its branches to other processes
 GRACE_TIME = 5.0  # seconds for running requests to finish when the server stops
 CLOSE_TIME = 1  # seconds for connections to close after that
 
@@ -114,19 +115,26 @@ class GracefulServer(uvicorn.Server):
     Args:
         config: The settings of uvicorn.
         limits: The middleware that ends its requests.
-        on_exit: Called on another thread as soon as the server is told to stop.
+        on_exit: Called on another thread as soon as the server is told to stop, which answers until it has ended.
     """
 
     def __init__(self, config: uvicorn.Config, limits: RequestLimits, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
-        self._limits, self._on_exit = limits, on_exit
+        self._limits, self._on_exit, self._is_ending = limits, on_exit, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stops the server; uvicorn would raise the signal again at the end, which would be the exit code."""
-        if self.should_exit and sig == signal.SIGINT:
+        if self._is_ending and sig == signal.SIGINT:
             self.force_exit = True
-        if not self.should_exit:
-            threading.Thread(target=self._on_exit, name="end", daemon=True).start()
+        if not self._is_ending:
+            self._is_ending = True
+            threading.Thread(target=self._end, name="end", daemon=True).start()
+
+    def _end(self) -> None:
+        """Lets the server stop after `on_exit`, or after a while."""
+        preparation = threading.Thread(target=self._on_exit, name="preparation of the end", daemon=True)
+        preparation.start()
+        preparation.join(MAX_PREPARATION_TIME)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

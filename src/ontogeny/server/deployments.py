@@ -334,10 +334,11 @@ class Deployments:
                 return
         except StorageUnavailable:
             return
-        self._is_handed_over = self.membership.is_leaving = True
+        self._is_handed_over = True
         for branches in self._branch_managers():
             branches.loop.stop()
             branches.loader.save_current()
+        self.membership.is_leaving = True  # not earlier, because nobody else answers for its branches before
         self.membership.leave()
 
     def stop(self) -> None:
