@@ -1,6 +1,7 @@
 """Stores of snapshots: a folder and an S3-compatible server over HTTP keep the same promises, also after faults."""
 
 import os
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.snapshot_stores.objects import ObjectSnapshots
 from ontogeny.server.states import encode_state
 from ontogeny.server.store import Store
+from serving import ServerProcess, shared_run, wait_until
 from stepping import fake_learner
 
 TEXTS = ["the first text", "the second text", "the third text", "the fourth text"]
@@ -455,6 +457,8 @@ def test_commands_name_the_store(s3_address, call_cli, tmp_path, monkeypatch):
     for path in (state / "snapshots").iterdir():
         path.unlink()
     assert call_cli("deployments", "check", *options)[0] == 1
+    code, _, error = call_cli("deployments", "repair", *options)  # as if the address had been forgotten
+    assert code == 2 and "has none of the 2 snapshots that versions refer to" in error
     assert call_cli("deployments", "check", *options, "--snapshot-url", s3_address)[0] == 0
     monkeypatch.setenv("ONTOGENY_SNAPSHOT_URL", s3_address)
     assert call_cli("deployments", "check", *options)[0] == 0
@@ -462,6 +466,10 @@ def test_commands_name_the_store(s3_address, call_cli, tmp_path, monkeypatch):
     assert call_cli("deployments", "move", s3_address, str(state))[0] == 0
     monkeypatch.delenv("ONTOGENY_SNAPSHOT_URL")
     assert call_cli("deployments", "check", *options)[0] == 0
+    for path in (state / "snapshots").iterdir():
+        path.unlink()
+    code, output, _ = call_cli("deployments", "repair", *options, "--lost-snapshots")
+    assert code == 0 and "set aside" in output and "nothing is lost" in output
     for arguments, message in (
         (("check", *options, "--snapshot-url", "s3://absent-bucket/x"), "there is no bucket 'absent-bucket'"),
         (("check", *options, "--snapshot-url", "s3://key:secret@bucket/x"), "command lines are visible to others"),
@@ -470,3 +478,91 @@ def test_commands_name_the_store(s3_address, call_cli, tmp_path, monkeypatch):
     ):
         code, _, error = call_cli("deployments", *arguments)
         assert code == 2 and message in error and error.count("\n") == 1 and "secret" not in error
+
+
+def test_a_state_is_moved_into_a_database_and_a_store(s3_address, postgres, proxy, call_cli, tmp_path, monkeypatch):
+    """The first attempt is cut off after some of the snapshots."""
+    address, write = postgres.address_for(tmp_path), ObjectSnapshots.write_as
+    with Store(tmp_path / "state", database_url="", snapshot_url="") as store:
+        branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=1))
+        learn(branches, "anna", *TEXTS)
+        digests = [version.digest for version in journal.list_versions(store, "story/anna")]
+
+    def write_until_the_store_is_gone(self: ObjectSnapshots, name: str, content: bytes) -> None:
+        proxy.max_bytes = 0 if len(names_of(self)) == 2 else None
+        write(self, name, content)
+
+    monkeypatch.setattr(ObjectSnapshots, "write_as", write_until_the_store_is_gone)
+    arguments = (str(tmp_path / "state"), address, "--state-dir", str(tmp_path / "own"), "--snapshot-url", s3_address)
+    code, _, error = call_cli("deployments", "move", *arguments)
+    assert code == 2 and "cannot be written" in error
+    proxy.max_bytes = None
+    monkeypatch.setattr(ObjectSnapshots, "write_as", write)
+    assert len(names_of(ObjectSnapshots(s3_address))) == 2
+    code, output, error = call_cli("deployments", "move", *arguments)
+    assert code == 0 and "4 snapshots copied" in output, error
+    with Store(tmp_path / "own", create=False, database_url=address, snapshot_url=s3_address) as moved:
+        assert [version.digest for version in journal.list_versions(moved, "story/anna")] == digests
+        assert names_of(moved.snapshots) == journal.list_snapshots(moved)
+        assert all(not check.damaged for check in check_branches(moved, "story"))
+    back = (address, str(tmp_path / "back"), "--state-dir", str(tmp_path / "own"), "--snapshot-url", s3_address)
+    assert call_cli("deployments", "move", *back)[0] == 0
+    with Store(tmp_path / "back", create=False, database_url="", snapshot_url="") as store:
+        assert all(not check.damaged for check in check_branches(store, "story"))
+
+
+def test_a_version_keeps_the_file_that_another_one_is_about_to_share(s3_address, postgres, tmp_path):
+    """In PostgreSQL, transactions of two branches run at the same time."""
+    address = postgres.address_for(tmp_path)
+    with Store(tmp_path / "state", database_url=address, snapshot_url=s3_address) as store:
+        branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=1))
+        learn(branches, "anna", TEXTS[0])
+        version = journal.get_version(store, "story/anna", 1)
+        forgotten = threading.Event()
+
+        def forget() -> None:
+            with store.transaction("story/anna"):
+                journal.forget_snapshot(store, version)
+            forgotten.set()
+
+        with store.transaction("story/bob"):
+            assert journal.uses_snapshot(store, version)
+            thread = threading.Thread(target=forget)
+            thread.start()
+            assert not forgotten.wait(0.3)
+        thread.join()
+        assert not journal.uses_snapshot(store, version)
+
+
+@pytest.mark.slow
+@pytest.mark.computes
+def test_processes_share_the_snapshots_in_a_store(s3, s3_address, postgres, tmp_path_factory, tmp_path):
+    """A state that was uploaded to a process which is then killed answers requests to another one."""
+    run, database = shared_run(tmp_path_factory), postgres.address_for(tmp_path)
+    environment = s3.environment | {"ONTOGENY_DATABASE_URL": database, "ONTOGENY_SNAPSHOT_URL": s3_address}
+    with Store(tmp_path / "own", database_url=database, snapshot_url=s3_address) as store:
+        key = keys.create_key(store, "anna", admin=True)[1]
+    body = {"model": "run", "prompt": "The keeper", "max_tokens": 8, "seed": 1, "learn": False}
+    text = "The keeper of the lamps slept, and the sea answered. " * 8
+    with ServerProcess(tmp_path / "elsewhere", str(run), "--online") as server:
+        assert server.post("/v1/models/run/examples", {"text": text})[0] == 200
+        wait_until(lambda: server.get("/v1/models/run/branch")[1]["num_pending"] == 0)
+        state, expected = server.get("/v1/models/run/branch/state")[1], server.post("/v1/completions", body)[1]
+    arguments = (str(run), "--online", "--process-name")
+    with (
+        ServerProcess(tmp_path / "first", *arguments, "first", environment=environment) as first,
+        ServerProcess(tmp_path / "second", *arguments, "second", environment=environment) as second,
+    ):
+        status, version = first.put("/v1/models/run/branch/state", state, key)
+        assert status == 200, version
+        first.process.kill()
+        status, answer = second.post("/v1/completions", body, key)
+        assert status == 200 and answer["choices"] == expected["choices"], answer
+        assert version["snapshot"] in names_of(ObjectSnapshots(s3_address))
+        assert second.stop() == 0
+        assert "rebuilt" not in second.log.read_text()
+    assert not (tmp_path / "second" / "snapshots").exists()
+    absent = environment | {"ONTOGENY_SNAPSHOT_URL": "s3://absent-bucket/x"}
+    with ServerProcess(tmp_path / "third", str(run), ready=False, environment=absent) as third:
+        assert third.process.wait(60) == 2
+        assert third.log.read_text().count("\n") == 1 and "there is no bucket 'absent-bucket'" in third.log.read_text()

@@ -139,7 +139,12 @@ def check(
 
 
 def repair(
-    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, snapshot_url: SnapshotUrl = None
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    database_url: DatabaseUrl = None,
+    snapshot_url: SnapshotUrl = None,
+    lost_snapshots: Annotated[
+        bool, typer.Option("--lost-snapshots", help="Repair although no snapshot exists, while versions have some.")
+    ] = False,
 ) -> None:
     """Repair what `check` finds, while no server runs; a copy of the database is made first.
 
@@ -147,7 +152,7 @@ def repair(
     """
     from ontogeny.server.repair import repair_state
 
-    result = repair_state(state_dir, ACTOR, database_url, snapshot_url)
+    result = repair_state(state_dir, ACTOR, database_url, snapshot_url, lost_snapshots=lost_snapshots)
     if result.copy is None:
         return typer.echo(f"no damage found in '{state_dir}'")
     typer.echo(f"copy of the database and of everything that was set aside: '{result.copy}'")

@@ -82,7 +82,14 @@ def check_state(folder: Path, database_url: str | None = None, snapshot_url: str
         return faults + list(_find_leftovers(store))
 
 
-def repair_state(folder: Path, actor: str, database_url: str | None = None, snapshot_url: str | None = None) -> Repair:
+def repair_state(
+    folder: Path,
+    actor: str,
+    database_url: str | None = None,
+    snapshot_url: str | None = None,
+    *,
+    lost_snapshots: bool = False,
+) -> Repair:
     """Makes a state folder usable again and says what was done and lost.
 
     Args:
@@ -91,9 +98,10 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None, snap
         database_url: That of `Store`. Of PostgreSQL, records that contradict each other are mended, as in SQLite;
             damaged files are the matter of PostgreSQL and its back-ups.
         snapshot_url: That of `Store`.
+        lost_snapshots: Whether to repair although the store has no snapshots, while the database refers to some.
 
     Raises:
-        BadInput: A server works in the folder, or the folder holds no state of a server.
+        BadInput: A server works in the folder, or the folder holds no state of a server, or it has no snapshots.
         StorageUnavailable: The disk is full or fails; the repair can be repeated.
     """
     has_file = find_address(folder, database_url) is None
@@ -102,6 +110,8 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None, snap
     with locked(folder):
         if not check_state(folder, database_url, snapshot_url):
             return Repair(None, [], [])
+        if not lost_snapshots and (not has_file or _find_damage(folder / DATABASE) is None):
+            _require_snapshots(folder, database_url, snapshot_url)
         copy = _make_copy_folder(folder)
         actions, losses = list[str](), list[str]()
         lost_examples: dict[int, str] = {}
@@ -130,6 +140,17 @@ def repair_state(folder: Path, actor: str, database_url: str | None = None, snap
             _remove_leftovers(store, copy, actions, keep=bool(lost_examples))
             store.truncate_log()
     return Repair(copy, actions, losses)
+
+
+def _require_snapshots(folder: Path, database_url: str | None, snapshot_url: str | None) -> None:
+    """Raises `BadInput` if no file is in the store, as when another store was meant, although versions have files."""
+    with Store(folder, create=False, read_only=True, database_url=database_url, snapshot_url=snapshot_url) as store:
+        count = len(journal.list_snapshots(store))
+        if count and next(iter(store.snapshots.list_files()), None) is None:
+            raise BadInput(
+                f"{store.snapshots.label} has none of the {count:,} snapshots that versions refer to; name their "
+                "store with --snapshot-url or --state-dir, or add --lost-snapshots if they are lost"
+            )
 
 
 def _require_state(folder: Path) -> None:
