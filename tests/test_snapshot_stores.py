@@ -501,10 +501,10 @@ def test_a_state_is_moved_into_a_database_and_a_store(s3_address, postgres, prox
     assert len(names_of(ObjectSnapshots(s3_address))) == 2
     code, output, error = call_cli("deployments", "move", *arguments)
     assert code == 0 and "4 snapshots copied" in output, error
-    with Store(tmp_path / "own", create=False, database_url=address, snapshot_url=s3_address) as moved:
-        assert [version.digest for version in journal.list_versions(moved, "story/anna")] == digests
-        assert names_of(moved.snapshots) == journal.list_snapshots(moved)
-        assert all(not check.damaged for check in check_branches(moved, "story"))
+    with Store(tmp_path / "own", create=False, database_url=address, snapshot_url=s3_address) as copied:
+        assert [version.digest for version in journal.list_versions(copied, "story/anna")] == digests
+        assert names_of(copied.snapshots) == journal.list_snapshots(copied)
+        assert all(not check.damaged for check in check_branches(copied, "story"))
     back = (address, str(tmp_path / "back"), "--state-dir", str(tmp_path / "own"), "--snapshot-url", s3_address)
     assert call_cli("deployments", "move", *back)[0] == 0
     with Store(tmp_path / "back", create=False, database_url="", snapshot_url="") as store:
@@ -518,18 +518,18 @@ def test_a_version_keeps_the_file_that_another_one_is_about_to_share(s3_address,
         branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=1))
         learn(branches, "anna", TEXTS[0])
         version = journal.get_version(store, "story/anna", 1)
-        forgotten = threading.Event()
+        is_forgotten = threading.Event()
 
         def forget() -> None:
             with store.transaction("story/anna"):
                 journal.forget_snapshot(store, version)
-            forgotten.set()
+            is_forgotten.set()
 
         with store.transaction("story/bob"):
             assert journal.uses_snapshot(store, version)
             thread = threading.Thread(target=forget)
             thread.start()
-            assert not forgotten.wait(0.3)
+            assert not is_forgotten.wait(0.3)
         thread.join()
         assert not journal.uses_snapshot(store, version)
 
