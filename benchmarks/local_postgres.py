@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pwd
+import shlex
 import shutil
 import socket
 import subprocess
@@ -30,9 +31,12 @@ class PostgresServer:
         folder: An empty folder, which everybody can enter.
         fsync: Whether commits wait for the disk.
         options: Further settings of the server, such as `max_wal_size=64MB`.
+        restores: Whether the folder already has the files of a server, in `data`.
     """
 
-    def __init__(self, folder: Path, *, fsync: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, fsync: bool = False, options: Sequence[str] = (), restores: bool = False
+    ) -> None:
         self.data, self.fsync, self._options = folder / "data", fsync, tuple(options)
         self.user = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
         if self.user is not None:
@@ -42,19 +46,21 @@ class PostgresServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._run("initdb", "-D", str(self.data), "-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        if not restores:
+            names = ("-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C")
+            self.run_program("initdb", "-D", str(self.data), *names, "--no-sync")
         self.start()
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300"
         options += f" -c fsync={'on' if self.fsync else 'off'} -c shared_buffers=32MB"
-        options += "".join(f" -c {option}" for option in self._options)
-        self._run("pg_ctl", "-D", str(self.data), "-w", "-o", options, "-l", str(self.data / "log"), "start")
+        options += "".join(f" -c {shlex.quote(option)}" for option in self._options)
+        self.run_program("pg_ctl", "-D", str(self.data), "-w", "-o", options, "-l", str(self.data / "log"), "start")
 
     def stop(self, mode: str = "fast") -> None:
         """Stops the server: `fast` ends all connections, `immediate` is like a crash."""
-        self._run("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
+        self.run_program("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
 
     def address(self, name: str) -> str:
         """The address of a schema of this name, which is created if it is absent."""
@@ -75,7 +81,8 @@ class PostgresServer:
     def _url(self) -> str:
         return f"postgresql://tests@127.0.0.1:{self.port}/postgres"
 
-    def _run(self, name: str, *arguments: str) -> None:
+    def run_program(self, name: str, *arguments: str) -> None:
+        """Runs a program of PostgreSQL as the user of the server."""
         done = self._call(name, *arguments)
         assert done.returncode == 0, done.stderr
 
@@ -131,11 +138,11 @@ class LimitedDisk:
 
 @contextlib.contextmanager
 def running_postgres(
-    *, fsync: bool = False, folder: Path | None = None, options: Sequence[str] = ()
+    *, fsync: bool = False, folder: Path | None = None, options: Sequence[str] = (), restores: bool = False
 ) -> Iterator[PostgresServer]:
     """Starts a server of its own and stops it at the end; for `folder` and the rest, see `PostgresServer`."""
     folder = Path(tempfile.mkdtemp(prefix="ontogeny-postgres-")) if folder is None else folder
-    server = PostgresServer(folder, fsync=fsync, options=options)
+    server = PostgresServer(folder, fsync=fsync, options=options, restores=restores)
     try:
         yield server
     finally:
