@@ -13,10 +13,9 @@ import yaml
 
 from local_nginx import NEEDS_NGINX, PORTS_OF_EXAMPLE, RunningNginx, write_config
 from ontogeny.server import store as stores
-from ontogeny.server.api.request_limits import server_stops
-from ontogeny.server.app import MAX_STOP_TIME
+from ontogeny.server.api.request_limits import MAX_END_TIME, server_stops
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.connections import GRACE_TIME, LINGER_TIME
+from ontogeny.server.connections import CLOSE_TIME, GRACE_TIME, LINGER_TIME, MAX_PREPARATION_TIME
 from pages import parse_command
 from serving import ROOT
 
@@ -24,7 +23,8 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "ontogeny.yaml").read_text()))
 UNIT = (DEPLOY / "systemd" / "ontogeny@.service").read_text().replace("\\\n", " ")
-END_TIME = LINGER_TIME + GRACE_TIME + MAX_STOP_TIME  # seconds that a process needs at most after SIGTERM
+# Seconds after SIGTERM until all requests have ended.
+END_TIME = MAX_PREPARATION_TIME + LINGER_TIME + GRACE_TIME + 2 * MAX_END_TIME + CLOSE_TIME
 
 
 def find_manifest(kind: str) -> dict[str, Any]:
