@@ -153,12 +153,12 @@ def test_a_database_is_restored_to_a_point_in_time_and_used_again(folder, tmp_pa
             with serve(tmp_path / "state", run, database) as server:
                 teach(server, key, TEXTS[:2])
                 back_up(postgres, backup)
-                kept = teach(server, key, TEXTS[2:4])
+                retained = teach(server, key, TEXTS[2:4])
                 expected = describe_versions(store)
                 answer = server.post("/v1/completions", COMPLETION, key)[1]
                 restore_time = store.select_value("SELECT clock_timestamp()::text")
                 lost = teach(server, key, TEXTS[4:])
-                assert server.delete(f"/v1/models/run/examples/{kept[0]}", key)[0] == 200
+                assert server.delete(f"/v1/models/run/examples/{retained[0]}", key)[0] == 200
                 server.process.send_signal(signal.SIGTERM)
                 assert server.process.wait(60) == 0
             store.execute("SELECT pg_switch_wal()")
@@ -170,10 +170,10 @@ def test_a_database_is_restored_to_a_point_in_time_and_used_again(folder, tmp_pa
         with psycopg.connect(database, autocommit=True) as connection:
             wait_until(lambda: not connection.execute("SELECT pg_is_in_recovery()").fetchone()[0])
             connection.execute(find_block(PAGE, "run: numbers"))
-        check_restored(tmp_path, run, database, key, expected, answer, kept, lost)
+        check_restored(tmp_path, run, database, key, expected, answer, retained, lost)
 
 
-def check_restored(tmp_path, run, database, key, expected, answer, kept, lost):
+def check_restored(tmp_path, run, database, key, expected, answer, retained, lost):
     """Checks that a restored database has the versions of the point in time and goes on from there.
 
     The server finds the snapshots of the time after the point, and those of an erasure are gone; another server has no
@@ -182,9 +182,9 @@ def check_restored(tmp_path, run, database, key, expected, answer, kept, lost):
     for name in ("state", "empty"):
         with serve(tmp_path / name, run, database) as server:
             wait_until(lambda server=server: server.get("/v1/models/run/branch", key)[1]["num_pending"] == 0)
-            again = server.post("/v1/completions", COMPLETION, key)[1]
+            restored = server.post("/v1/completions", COMPLETION, key)[1]
             if name == "state":
-                assert (again["choices"], again["system_fingerprint"]) == (
+                assert (restored["choices"], restored["system_fingerprint"]) == (
                     answer["choices"], answer["system_fingerprint"],
                 )  # fmt: skip
                 listed = server.get("/v1/models/run/examples", key)[1]["data"]
@@ -192,7 +192,7 @@ def check_restored(tmp_path, run, database, key, expected, answer, kept, lost):
                 assert server.delete(f"/v1/models/run/examples/{lost[0]}", key)[0] == 404
                 (number,) = teach(server, key, ["A text after the restoration."])
                 assert number > max(lost)  # no client knows it as another text
-                assert server.delete(f"/v1/models/run/examples/{kept[0]}", key)[0] == 200
+                assert server.delete(f"/v1/models/run/examples/{retained[0]}", key)[0] == 200
                 wait_until(lambda server=server: server.get("/v1/models/run/branch", key)[1]["num_pending"] == 0)
             assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
