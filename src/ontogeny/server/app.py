@@ -29,6 +29,7 @@ from ontogeny.server.key_lookup import KeyLookup
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
 from ontogeny.server.process_memory import trim_memory_periodically
+from ontogeny.server.processes.shared_limits import SharedRateLimits
 from ontogeny.server.rate_limits import RateLimits
 from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
@@ -80,19 +81,22 @@ def build_app(deployments: Deployments, url: str = "") -> ServerApplication:
 def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     """Builds the part of the application that has the routes and their OpenAPI document; see `build_app`."""
     meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
-    bodies = BodyParser()
+    bodies, store = BodyParser(), deployments.store
+    rate_limits = SharedRateLimits(store) if store.database.is_shared else RateLimits()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
-        deployments.store.database.bound_waits()
+        store.database.bound_waits()
         deployments.start(url)
         meter.start()
+        rate_limits.start()
         if deployments.membership is not None:  # until then, other processes receive the requests
             await asyncio.to_thread(deployments.wait_for_start)
         trimming = asyncio.create_task(trim_memory_periodically())
         yield
         trimming.cancel()
+        rate_limits.stop()
         meter.stop()
         long_calls.stop()
         bodies.stop()
@@ -107,9 +111,7 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(
-        deployments, RateLimits(), meter, ExampleIntake(deployments.store), long_calls, bodies
-    )
+    app.state.context = ServerContext(deployments, rate_limits, meter, ExampleIntake(store), long_calls, bodies)
     for module in (completions, tokenizer, branches, sessions, agents, pages, assets):
         app.include_router(module.router)
     add_error_handlers(app)
