@@ -192,6 +192,16 @@ def test_an_unreachable_store_loses_no_file(s3_address, proxy):
     assert files.read(name) == b"weights"
 
 
+def test_foreign_objects_are_left_alone(store, s3, tmp_path):
+    """Those of another database with a longer prefix, and those that are no snapshots."""
+    for name in ("staging/a.safetensors", "notes.txt", "mine.safetensors"):
+        s3.write(f"{tmp_path.name}/{name}", b"content")
+    assert names_of(store.snapshots) == {"mine.safetensors"}
+    assert delete_unused(store, min_age=0.0) == 1
+    nested = ObjectSnapshots(f"{store.snapshots.path_of('staging')}")
+    assert names_of(nested) == {"a.safetensors"}
+
+
 def test_an_absent_bucket_is_no_lost_file(s3_address):
     files = ObjectSnapshots("s3://absent-bucket/x")
     with pytest.raises(BadInput, match="there is no bucket 'absent-bucket'"):

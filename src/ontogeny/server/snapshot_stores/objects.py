@@ -18,11 +18,12 @@ from ontogeny.optional_packages import import_optional
 from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotFile, SnapshotStore, UnusableSnapshot
 
 ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+SUFFIX = ".safetensors"
 PART_SIZE = 16 * 1024 * 1024  # bytes of a request; larger files are sent and read in parts
 CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=60)  # of one request
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 NO_RETRIES = {"max_retries": 0}
-SHORT_TIMEOUT = timedelta(seconds=5)  # of requests that are sent during a transaction of the database
+SHORT_TIMEOUT = timedelta(seconds=5)  # of deletions, for which the thread waits that watches the server
 MAX_REASON = 200  # characters of a message of the store
 
 
@@ -87,16 +88,18 @@ class ObjectSnapshots(SnapshotStore):
         """The size of an object; see `SnapshotStore`."""
         with self._storage_errors("read"):
             try:
-                return self._obstore.head(self._quick_client, name)["size"]
+                return self._obstore.head(self._client, name)["size"]
             except FileNotFoundError:
                 self._require_bucket()
                 return None
 
     def list_files(self) -> Iterator[SnapshotFile]:
-        """All objects below the prefix; see `SnapshotStore`."""
+        """All snapshots below the prefix, and nothing else, such as objects of a longer prefix; see `SnapshotStore`."""
         with self._storage_errors("listed"):
             for batch in self._obstore.list(self._client):
                 for entry in batch:
+                    if "/" in entry["path"] or not entry["path"].endswith(SUFFIX):
+                        continue
                     yield SnapshotFile(entry["path"], entry["size"], entry["last_modified"].timestamp())
 
     def delete(self, names: Collection[str]) -> None:
@@ -123,7 +126,7 @@ class ObjectSnapshots(SnapshotStore):
 
     @cached_property
     def _quick_client(self) -> Any:
-        """The client of requests that others may wait for."""
+        """The client of deletions."""
         return self._build_client(SHORT_TIMEOUT, NO_RETRIES)
 
     def _build_client(self, timeout: timedelta, retries: dict[str, Any]) -> Any:
@@ -146,7 +149,7 @@ class ObjectSnapshots(SnapshotStore):
     def _require_bucket(self) -> None:
         """Raises `StorageUnavailable` if the bucket is absent, so that none of its objects counts as lost."""
         with self._storage_errors("listed"):
-            next(iter(self._obstore.list(self._quick_client, chunk_size=1)), None)
+            next(iter(self._obstore.list(self._client, chunk_size=1)), None)
 
     @contextmanager
     def _storage_errors(self, action: str) -> Generator[None]:
