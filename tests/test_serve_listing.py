@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+from sqlalchemy import event
 
 from ontogeny.server import quotas
 from ontogeny.server.learning import branch_changes, journal, listing, text_scores
@@ -19,10 +20,14 @@ class CountingStore(Store):
 
     num_steps = 0
 
-    def _connect(self):
-        connection = super()._connect()
+    def __init__(self, folder):
+        super().__init__(folder)
+        if self.database.has_file:  # PostgreSQL has no such counter
+            self.database.close()  # a connection that was opened without the counter
+            event.listen(self.database._engine, "connect", self._watch)
+
+    def _watch(self, connection, _):
         connection.set_progress_handler(self._count, 100)
-        return connection
 
     def _count(self):
         self.num_steps += 1
@@ -91,6 +96,14 @@ READS = {
     ),
     "new example": lambda store: journal.add_example(store, EMPTY, "bob", "a text"),
 }
+
+
+@pytest.mark.sqlite
+def test_the_counter_sees_a_search_through_the_journal(journals):
+    """The control of the next test."""
+    query = "SELECT count(*) FROM examples WHERE text = 'absent'"
+    short, long = (store.steps_of(Store.execute, query) for store in journals)
+    assert long > 10 * short > 0
 
 
 @pytest.mark.parametrize("name", READS)

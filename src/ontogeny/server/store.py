@@ -198,7 +198,7 @@ class Store:
         if address is None:
             self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             return SQLiteDatabase(self.folder, self.folder / SNAPSHOT_FOLDER, read_only=read_only)
-        for module in ("sqlalchemy", "alembic", "psycopg", "httpx2"):
+        for module in ("alembic", "psycopg", "httpx2"):
             import_optional(module, "postgres", "states of a server in PostgreSQL", module)
         from ontogeny.server.databases.postgres import PostgresDatabase
 

@@ -8,7 +8,9 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
+
+from sqlalchemy import CursorResult
 
 from ontogeny.errors import StorageDamaged
 
@@ -28,6 +30,13 @@ class QueryResult(list[tuple[Any, ...]]):
     def __init__(self, records: Sequence[tuple[Any, ...]], columns: Sequence[str], rowcount: int) -> None:
         super().__init__(records)
         self.columns, self.rowcount = columns, rowcount
+
+    @classmethod
+    def from_cursor(cls, cursor: CursorResult[Any]) -> Self:
+        """Reads all records that a statement returned."""
+        if not cursor.returns_rows:
+            return cls([], [], cursor.rowcount)
+        return cls([tuple(record) for record in cursor], list(cursor.keys()), cursor.rowcount)
 
 
 class Database(ABC):

@@ -155,10 +155,8 @@ class PostgresDatabase(Database):
             connection = getattr(self._thread_local, "connection", None)
             if connection is None:
                 connection = stack.enter_context(self._connect())
-            answer = connection.exec_driver_sql(_translate(query), tuple(map(_to_parameter, parameters)))
-            if not answer.returns_rows:
-                return QueryResult([], [], answer.rowcount)
-            return QueryResult([tuple(record) for record in answer], list(answer.keys()), answer.rowcount)
+            arguments = tuple(map(_to_parameter, parameters))
+            return QueryResult.from_cursor(connection.exec_driver_sql(_translate(query), arguments))
 
     def index_hint(self, index: str) -> str:
         """Nothing: PostgreSQL chooses by its statistics."""

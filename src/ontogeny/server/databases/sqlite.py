@@ -1,4 +1,4 @@
-"""SQLite in WAL mode: one file of the state folder, which several processes may use at a time.
+"""SQLite in WAL mode, through SQLAlchemy: one file of the state folder, which several processes may use at a time.
 
 A committed transaction is on disk: every commit waits for the disk (`synchronous=FULL`). Erased text is overwritten
 (`secure_delete`) and is removed from the write-ahead log too. Every failure of the disk is a `StorageUnavailable`,
@@ -15,6 +15,9 @@ import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, exc, pool
 
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.runs.folder import locked
@@ -63,9 +66,11 @@ class SQLiteDatabase(Database):
         self.label = f"'{self._path}'"
         self._file: tuple[int, int] | None = None  # the file that was opened: device and number
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._idle: list[sqlite3.Connection] = []  # connections that no thread uses
-        weakref.finalize(self, _close_connections, self._idle)
+        self._engine = sqlalchemy.create_engine(
+            "sqlite://", creator=self._connect, poolclass=pool.QueuePool, pool_size=MAX_CONNECTIONS, max_overflow=0,
+            pool_timeout=MAX_WAIT, pool_use_lifo=True, isolation_level="AUTOCOMMIT",
+        )  # fmt: skip
+        weakref.finalize(self, self._engine.dispose)
         self._write_lock = threading.Lock()  # so that waiting writers use no connections
         self._create_tables(read_only)
         status = self._path.stat()
@@ -82,32 +87,21 @@ class SQLiteDatabase(Database):
         if self.damage is not None:
             raise StorageDamaged(self.damage)
         self._check_file()
-        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
+        assert not self.in_transaction, "a transaction cannot contain another one"
         if not self._write_lock.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"the database '{self._path}' is locked")
         try:
-            with self._borrowed_connection() as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                self._thread_local.connection = connection
-                try:
-                    yield
-                    connection.execute("COMMIT")
-                finally:
-                    self._thread_local.connection = None
+            with self._open_transaction("BEGIN IMMEDIATE"):
+                yield
         finally:
             self._write_lock.release()
 
     @contextlib.contextmanager
     def read_transaction(self) -> Iterator[None]:
         """Lets all queries of this thread read the same state of the database until the context is left."""
-        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
-        with self._borrowed_connection() as connection:
-            connection.execute("BEGIN")
-            self._thread_local.connection = connection
-            try:
-                yield
-            finally:
-                self._thread_local.connection = None
+        assert not self.in_transaction, "a transaction cannot contain another one"
+        with self._open_transaction("BEGIN"):
+            yield
 
     def bound_waits(self) -> None:
         """Does nothing: only another program that writes can be waited for, and `MAX_WAIT` limits that."""
@@ -120,9 +114,7 @@ class SQLiteDatabase(Database):
     def execute(self, query: str, parameters: Sequence[Any]) -> QueryResult:
         """Runs a statement; see `Database`."""
         with self._borrowed_connection() as connection:
-            cursor = connection.execute(query, parameters)
-            columns = [column[0] for column in cursor.description or ()]
-            return QueryResult(cursor.fetchall(), columns, cursor.rowcount)
+            return QueryResult.from_cursor(connection.exec_driver_sql(query, tuple(parameters)))
 
     def index_hint(self, index: str) -> str:
         """The clause that makes a query use this index."""
@@ -152,7 +144,7 @@ class SQLiteDatabase(Database):
         """
         self._check_file()
         # Another connection does not see what present ones have in memory.
-        with self._storage_errors(), self._places, contextlib.closing(self._connect()) as connection:
+        with self._storage_errors(), contextlib.closing(self._connect()) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             tables = {record[0] for record in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if absent := set(schema.TABLES) - tables:
@@ -196,29 +188,30 @@ class SQLiteDatabase(Database):
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""
-        _close_connections(self._idle)
+        self._engine.dispose()
 
     @contextlib.contextmanager
-    def _borrowed_connection(self) -> Generator[sqlite3.Connection]:
+    def _open_transaction(self, begin: str) -> Generator[None]:
+        """Runs the statements of this thread between `begin` and COMMIT; the pool rolls back what is not committed."""
+        with self._borrowed_connection() as connection:
+            connection.exec_driver_sql(begin)
+            self._thread_local.connection = connection
+            try:
+                yield
+                connection.exec_driver_sql("COMMIT")
+            finally:
+                self._thread_local.connection = None
+
+    @contextlib.contextmanager
+    def _borrowed_connection(self) -> Generator[Connection]:
         """The connection of the transaction of this thread, or one that this thread uses alone."""
-        connection: sqlite3.Connection | None = getattr(self._thread_local, "connection", None)
+        connection: Connection | None = getattr(self._thread_local, "connection", None)
         with self._storage_errors():
             if connection is not None:
                 yield connection
                 return
-            with self._places:
-                connection = self._take_connection()
-                try:
-                    yield connection
-                finally:
-                    self._give_back(connection)
-
-    def _take_connection(self) -> sqlite3.Connection:
-        """Takes an idle connection, or opens one."""
-        try:
-            return self._idle.pop()  # without a test before, since other threads take connections meanwhile
-        except IndexError:
-            return self._connect()
+            with self._engine.connect() as connection:
+                yield connection
 
     def _connect(self) -> sqlite3.Connection:
         """Opens a connection."""
@@ -231,27 +224,24 @@ class SQLiteDatabase(Database):
             raise
         return connection
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        """Makes a connection idle, without the remains of a failed transaction; closes it where that is impossible."""
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            connection.close()
-        else:
-            self._idle.append(connection)
-
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
         """Converts the errors of SQLite that are no mistakes in a statement to `StorageUnavailable`."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except exc.TimeoutError as error:
+            raise StorageUnavailable(
+                f"the database '{self._path}' cannot be used: all connections are in use"
+            ) from error
+        except (sqlite3.DatabaseError, exc.DBAPIError) as wrapped:
+            error = wrapped.orig if isinstance(wrapped, exc.DBAPIError) else wrapped
+            if not isinstance(error, sqlite3.DatabaseError):
+                raise
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._damaged(str(error)) from error
             if not isinstance(error, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR:
-                raise
+                raise error from None
             raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error}") from error
 
     def _damaged(self, reason: str) -> StorageDamaged:
@@ -297,7 +287,7 @@ class SQLiteDatabase(Database):
         with self.transaction():
             if not self.execute("PRAGMA user_version", ())[0][0]:
                 with self._borrowed_connection() as connection:
-                    schema.create_tables(connection)
+                    schema.create_tables(_driver(connection))
 
     def _convert(self) -> None:
         """Converts the database in place; a server of an earlier version that works in the folder prevents it."""
@@ -310,21 +300,22 @@ class SQLiteDatabase(Database):
             stack.enter_context(self.transaction())
             version = self.execute("PRAGMA user_version", ())[0][0]
             if version in schema.CONVERSIONS:  # another process may have converted it
-                schema.convert_tables(stack.enter_context(self._borrowed_connection()), version)
+                schema.convert_tables(_driver(stack.enter_context(self._borrowed_connection())), version)
         self.truncate_log()
 
     def _open_converted_copy(self, version: int) -> None:
         """Makes a converted copy in memory the only connection."""
         copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         with self._borrowed_connection() as connection:
-            connection.backup(copy)
+            _driver(connection).backup(copy)
         self.close()
         schema.convert_tables(copy, version)
-        self._idle.append(copy)
+        self._engine = sqlalchemy.create_engine(
+            "sqlite://", creator=lambda: copy, poolclass=pool.StaticPool, isolation_level="AUTOCOMMIT"
+        )
 
 
-def _close_connections(connections: list[sqlite3.Connection]) -> None:
-    """Closes and removes connections."""
-    with contextlib.suppress(IndexError):
-        while True:
-            connections.pop().close()
+def _driver(connection: Connection) -> sqlite3.Connection:
+    """The connection of Python's module for SQLite."""
+    driver: Any = connection.connection.driver_connection
+    return driver
