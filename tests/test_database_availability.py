@@ -88,7 +88,8 @@ def test_a_refused_connection_makes_calls_fail_until_a_probe_succeeds(store, pro
     assert is_usable(store)
     proxy.is_refusing = True
     proxy.cut()
-    assert not is_usable(store) and store.database.failed_at is not None
+    assert not is_usable(store)
+    wait_until(lambda: store.database.failed_at is not None, LONG)
     proxy.restore()
     wait_until(lambda: store.database.failed_at is None, LONG)
     assert is_usable(store)

@@ -11,9 +11,11 @@ from database_proxy import DatabaseProxy
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys
 from ontogeny.server.keys import LOCAL
+from ontogeny.server.learning import journal
 from ontogeny.server.processes import shared_limits
 from ontogeny.server.processes.membership import Load, Membership, list_processes
 from ontogeny.server.processes.shared_limits import MAX_EXCESS, MIN_REQUESTS, SharedRateLimits
+from ontogeny.server.quotas import QuotaExceeded
 from ontogeny.server.store import Store
 from serving import ServerProcess, shared_run, wait_until
 
@@ -93,6 +95,28 @@ def test_one_process_grants_the_allowance_of_a_minute_at_once(postgres, tmp_path
         assert [limits.acquire(key, 0) == 0 for _ in range(52)] == [True] * 50 + [False] * 2
         limits.release_request(key)
         assert limits.acquire(key, 0) == 0
+
+
+def test_quotas_of_storage_hold_over_processes(postgres, tmp_path):
+    address = postgres.address_for(tmp_path)
+    stores = [Store(tmp_path / str(i), database_url=address) for i in range(4)]
+    key, _ = keys.create_key(stores[0], "anna", max_pending_examples=10)
+    for i in range(4):
+        journal.open_branch(stores[0], f"model-{i}", key.id, "a", "b", 1.0)
+
+    def add(i):
+        count = 0
+        for number in range(10):
+            with contextlib.suppress(QuotaExceeded):
+                journal.add_example(stores[i], f"model-{i}/{key.id}", key.id, f"text {number}")
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(add, range(4))) == 10
+    assert stores[0].select_value("SELECT count(*) FROM examples") == 10
+    for store in stores:
+        store.close()
 
 
 def test_reports_of_many_keys_do_not_wait_for_each_other(postgres, tmp_path, monkeypatch, caplog):

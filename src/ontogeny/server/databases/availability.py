@@ -60,15 +60,15 @@ class Availability:
             self._thread = threading.Thread(target=self._run, name="database probe", daemon=True)
             self._thread.start()
 
-    def fail(self, reason: str) -> None:
-        """Notes that the database cannot be reached, because a connection to it could not be opened."""
-        if self.is_watched:
-            self._note(reason, is_silent=False)
-            self.suspect()
-
     def stop(self) -> None:
         """Ends the probes."""
         self.is_watched = False
+
+    def note_failure(self, error: psycopg.OperationalError) -> None:
+        """Notes that a connection could not be opened. If that was refused, others may still be usable."""
+        if self.is_watched and isinstance(error, psycopg.errors.ConnectionTimeout):
+            self._note(error)
+        self.suspect()
 
     def _run(self) -> None:
         """Probes the database until it answers."""
@@ -76,8 +76,7 @@ class Availability:
             try:
                 self._probe()
             except Exception as error:
-                is_silent = isinstance(getattr(error, "orig", error), NoAnswer | psycopg.errors.ConnectionTimeout)
-                self._note((str(getattr(error, "orig", error)).splitlines() or ["no reason is known"])[0], is_silent)
+                self._note(getattr(error, "orig", error))
             else:
                 break
             time.sleep(PROBE_INTERVAL)
@@ -86,13 +85,15 @@ class Availability:
                 log.warning("%s can be reached again after %.1f s", self._label, time.monotonic() - self.failed_at)
             self.failed_at, self.is_silent, self._thread = None, False, None
 
-    def _note(self, reason: str, is_silent: bool) -> None:
+    def _note(self, error: Exception) -> None:
         """Lets calls fail from now on."""
+        reason = (str(error).splitlines() or ["no reason is known"])[0]
         with self._lock:
             if self.failed_at is None:
                 log.warning("%s cannot be reached: %s", self._label, reason)
                 self.failed_at = time.monotonic()
-            self._reason, self.is_silent = reason, is_silent
+            self._reason = reason
+            self.is_silent = isinstance(error, NoAnswer | psycopg.errors.ConnectionTimeout)
 
 
 class BoundedConnection(psycopg.Connection[Any]):

@@ -283,7 +283,7 @@ class PostgresDatabase(Database):
         try:
             connection = BoundedConnection.connect(*arguments, **parameters)
         except psycopg.OperationalError as error:
-            self._availability.fail((str(error).splitlines() or ["no reason is known"])[0])
+            self._availability.note_failure(error)
             raise
         connection.availability = self._availability
         return connection
