@@ -546,10 +546,11 @@ def test_a_version_keeps_the_file_that_another_one_is_about_to_share(s3_address,
 
 @pytest.mark.slow
 @pytest.mark.computes
-def test_processes_share_the_snapshots_in_a_store(s3, s3_address, postgres, tmp_path_factory, tmp_path):
+def test_processes_share_the_snapshots_in_a_store(s3, s3_address, proxy, postgres, tmp_path_factory, tmp_path):
     """A state that was uploaded to a process which is then killed answers requests to another one."""
     run, database = shared_run(tmp_path_factory), postgres.address_for(tmp_path)
-    environment = s3.environment | {"ONTOGENY_DATABASE_URL": database, "ONTOGENY_SNAPSHOT_URL": s3_address}
+    environment = {name: os.environ[name] for name in s3.environment}  # through the proxy
+    environment |= {"ONTOGENY_DATABASE_URL": database, "ONTOGENY_SNAPSHOT_URL": s3_address}
     with Store(tmp_path / "own", database_url=database, snapshot_url=s3_address) as store:
         key = keys.create_key(store, "anna", admin=True)[1]
     body = {"model": "run", "prompt": "The keeper", "max_tokens": 8, "seed": 1, "learn": False}
@@ -563,6 +564,11 @@ def test_processes_share_the_snapshots_in_a_store(s3, s3_address, postgres, tmp_
         ServerProcess(tmp_path / "first", *arguments, "first", environment=environment) as first,
         ServerProcess(tmp_path / "second", *arguments, "second", environment=environment) as second,
     ):
+        proxy.max_bytes = 0
+        status, answer = first.put("/v1/models/run/branch/state", state, key)
+        assert (status, answer["error"]["code"]) == (503, "storage_unavailable")
+        assert first.post("/v1/completions", body, key)[0] == 200
+        proxy.max_bytes = None
         status, version = first.put("/v1/models/run/branch/state", state, key)
         assert status == 200, version
         first.process.kill()

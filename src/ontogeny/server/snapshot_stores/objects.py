@@ -18,6 +18,8 @@ from ontogeny.optional_packages import import_optional
 from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotFile, SnapshotStore, UnusableSnapshot
 
 ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+PROFILE_VARIABLES = {"AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"}
+PROFILE_FILES = ("~/.aws/credentials", "~/.aws/config")
 SUFFIX = ".safetensors"
 PART_SIZE = 16 * 1024 * 1024  # bytes of a request; larger files are sent and read in parts
 CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=60)  # of one request
@@ -170,14 +172,17 @@ class ObjectSnapshots(SnapshotStore):
 
 
 def _profile_credentials() -> Any:
-    """The credentials of a profile, if the environment names one or has no keys; None for those of the environment."""
-    has_keys = "AWS_ACCESS_KEY_ID" in os.environ and "AWS_PROFILE" not in os.environ
-    if has_keys or not ("AWS_PROFILE" in os.environ or os.path.exists(os.path.expanduser("~/.aws/credentials"))):
+    """The credentials of a profile, if the environment has no keys or names a profile; None for all others."""
+    variables = os.environ.keys() & PROFILE_VARIABLES
+    has_files = any(os.path.exists(os.path.expanduser(path)) for path in PROFILE_FILES)
+    if "AWS_PROFILE" not in variables and ("AWS_ACCESS_KEY_ID" in os.environ or not (variables or has_files)):
         return None
-    import_optional("boto3", "s3", "profiles of AWS")
+    session = import_optional("boto3", "s3", "profiles of AWS").Session()
+    if session.get_credentials() is None:
+        return None
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    return Boto3CredentialProvider()
+    return Boto3CredentialProvider(session)
 
 
 def _reason_of(error: Exception) -> str:
