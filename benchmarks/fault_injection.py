@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from database_proxy import StoppedCommit
 from fault_clients import FROZEN, Key
 from fault_cluster import Cluster, fake_time, read_time
-from server_group import DISCONNECTED, Replica, send_request
+from server_group import DISCONNECTED, START_TIME, Replica, send_request
 
 LEASE = 1.5  # seconds after which other processes take the branches of a process over
 MAX_OUTAGE = 60.0  # seconds for which the database is unreachable at most
@@ -354,7 +354,7 @@ class Injector:
 
     def _wait_for_processes(self) -> None:
         """Waits until all processes but one are ready."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + START_TIME
         replicas = self._cluster.replicas
         while sum(replica.is_ready for replica in replicas) < max(1, len(replicas) - 1):
             for replica in replicas:
@@ -362,7 +362,7 @@ class Injector:
                     self._report_end(replica)
                     replica.start()
             if time.monotonic() > deadline:
-                raise TimeoutError("the processes were not ready again within 180 s")
+                raise TimeoutError(f"the processes were not ready again within {START_TIME:.0f} s")
             time.sleep(0.2)
 
     def _report_end(self, replica: Replica) -> None:

@@ -22,7 +22,7 @@ from ontogeny.runs import checkpoint
 
 DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the process ended before or during its answer
 PROCESS_HEADER = "x-ontogeny-process"
-START_TIME = 180.0  # seconds in which a process must be ready
+START_TIME = 600.0  # seconds in which a process must be ready, also on a busy machine
 MODEL_CONFIG = {
     "size": "pico", "tokenizer": "bytes", "num_layers": 1, "num_heads": 2, "width": 32, "context_length": 64,
     "batch_size": 8, "num_steps": 150, "learning_rate": 4e-3,
