@@ -21,7 +21,7 @@ HITS = ("transaction", "upload", "hand_over")
 WEIGHTS = {  # kinds of faults and how often they are drawn, relative to each other
     "kill": 3, "pause": 3, "drain": 2, "restart_database": 1, "database_unreachable": 0.6, "cut": 3, "partition": 2,
     "slow": 2, "same_name": 1, "skewed_clock": 1, "full_disk": 0.7, "open_transaction": 5, "lost_acknowledgment": 2,
-    "upload": 4, "hand_over": 5,
+    "upload": 4, "hand_over": 6,
 }  # fmt: skip
 
 
@@ -303,9 +303,10 @@ class Injector:
         replica.send_signal(signal.SIGCONT)
 
     def _choose(self) -> Replica:
-        """Draws a process that is ready."""
-        ready = [replica for replica in self._cluster.replicas if replica.is_running and not replica.is_paused]
-        replica = self._draw.choice(ready)
+        """Draws a process that is ready, or now and then one that is starting."""
+        running = [replica for replica in self._cluster.replicas if replica.is_running and not replica.is_paused]
+        ready = [replica for replica in running if replica.is_ready]
+        replica = self._draw.choice(ready if ready and self._draw.random() < 0.9 else running)
         self._target = replica.number
         return replica
 
