@@ -29,7 +29,7 @@ def openapi_document() -> dict[str, Any]:
     from ontogeny.server.app import build_api
     from ontogeny.server.config import ServerConfig
 
-    deployments: Any = SimpleNamespace(config=ServerConfig(), store=None)
+    deployments: Any = SimpleNamespace(config=ServerConfig(), store=None, membership=None)
     return build_api(deployments).openapi()
 
 

@@ -82,7 +82,7 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     """Builds the part of the application that has the routes and their OpenAPI document; see `build_app`."""
     meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
     bodies, store = BodyParser(), deployments.store
-    rate_limits = SharedRateLimits(store) if store.database.is_shared else RateLimits()
+    rate_limits = RateLimits() if deployments.membership is None else SharedRateLimits(store)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
