@@ -29,7 +29,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from journal_checks import check_decisions
 from ontogeny import trees
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server.learning import branch_changes, journal, loading, partial_steps
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.branches import WARM_UP_TEXT, BranchConfig, BranchManager
@@ -521,6 +521,21 @@ def test_a_failure_in_one_branch_stops_no_other_and_heals(tmp_path, monkeypatch,
     assert branches.current("anna").version.number == 1 and branches.failure("anna") is None
     assert len(caplog.records) == 1 and "story/anna" in caplog.text  # one line for three failures
     assert ("Traceback" in caplog.text) == isinstance(error, RuntimeError)
+
+
+def test_the_failure_of_a_branch_that_has_nothing_to_learn_any_more_is_forgotten(tmp_path):
+    """Otherwise a process whose branch another process has learned meanwhile would never be ready again."""
+
+    def on_learn(text: str) -> None:
+        raise StorageUnavailable("the connection was lost")
+
+    branches = open_branches(tmp_path / "state", fake_learner(on_learn))
+    number = branches.add_example("anna", "anna", TEXTS[0])
+    branches.learn_next()
+    assert branches.failure("anna") is not None and branches.loop.general_failure is not None
+    branches.erase_example(int(number or 0), "test")
+    branches.learn_next()
+    assert branches.failure("anna") is None and branches.loop.general_failure is None
 
 
 def test_a_branch_whose_restored_state_is_lost_is_unavailable_until_it_is_repaired(tmp_path, caplog):
