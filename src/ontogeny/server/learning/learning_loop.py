@@ -112,7 +112,7 @@ class LearningLoop:
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
         worked, names = False, self._ownership.list_branches_to_learn(self._deployment)
-        for name in self._failures.keys() - {ALL_BRANCHES, *names}:  # nothing is left to learn, or another process learns
+        for name in self._failures.keys() - {ALL_BRANCHES, *names}:  # nothing is left, or another process learns it
             self._failures.pop(name, None)
         for name in names:
             if self._stopping.is_set():
