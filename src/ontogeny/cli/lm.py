@@ -159,7 +159,8 @@ class _TrainDisplay:
         if self._sample_prompt is not None:
             params = SamplingParams(0.8, seed=state.step)
             sample = generate(model, [self._sample_prompt], max_tokens=SAMPLE_TOKENS, sampling_params=params)[0]
-            text = shared.to_printable(self._sample_prompt + sample.text)
+            lines = (self._sample_prompt + sample.text).splitlines()
+            text = "\n".join(map(shared.to_printable, lines))
             typer.echo(f"--- sample after step {state.step:,}\n{text}", err=True)
 
 
@@ -302,14 +303,14 @@ def evaluate(
         raise BadInput("--no-memory leaves out the memory that --online mixes with the network; it requires --online")
     if online and weights not in ("auto", "float32"):
         raise BadInput(f"weights that learn are kept in float32, so --online excludes --weights {weights}")
+    if online and stride is not None:
+        raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
+    if online and batch_size is not None:
+        raise BadInput("--batch-size is for frozen weights; --online reads one chunk after another")
+    if online and text is None:
+        raise BadInput("--online requires a --text")
     model = _load(run, best, None if online else weights)
-    if online:
-        if text is None:
-            raise BadInput("--online requires a --text")
-        if stride is not None:
-            raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
-        if batch_size is not None:
-            raise BadInput("--batch-size is for frozen weights; --online reads one chunk after another")
+    if online and text is not None:
         record = _evaluate_online(model, text, learning or "", memory, allow_overlap, seed)
         rows = _online_rows(record)
     else:
@@ -359,7 +360,7 @@ def _evaluate_online(
     content = read_text(text)
     check_overlap(model, content, allow_overlap=allow_overlap)
     tokens = model.tokenizer.encode(content)
-    with shared.progress("evaluating", "tokens") as update:
+    with shared.progress("evaluating in four conditions", "tokens") as update:
         evaluation = online.evaluate_online(model, tokens, config, seed=seed, use_memory=use_memory, on_progress=update)
     gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
     parts = {"weights": gain.gain_of_weights, "activations": gain.gain_of_activations, "interaction": gain.interaction}

@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer_settings import TOKENIZER_CONFIG, read_tokenizer_settings
+from ontogeny.lm.tokenizer_settings import TOKENIZER_CONFIG, read_tokenizer_settings, token_text
 from ontogeny.runs.files import write_bytes
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -118,14 +118,9 @@ def write_chat_template(folder: Path, template: ChatTemplate) -> None:
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of special tokens in `tokenizer_config.json`, where each is a string or an object."""
-    tokens = {}
-    for name in TOKEN_NAMES:
-        token = settings.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str):
-            tokens[name] = text
-    return tokens
+    """The texts of special tokens that the settings name."""
+    texts = {name: token_text(settings.get(name)) for name in TOKEN_NAMES}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 class GenerationTag(Extension):

@@ -23,7 +23,7 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.files import read_json
+from ontogeny.lm.tokenizer_settings import read_tokenizer_settings
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -463,8 +463,7 @@ def _byte_of_symbol() -> dict[str, int]:
 
 def _tokenizer_class(folder: Path) -> str | None:
     """The name of the class in `transformers` that splits a text into words, where the folder says it."""
-    path = folder / "tokenizer_config.json"
-    return read_json(path).get("tokenizer_class") if path.is_file() else None
+    return read_tokenizer_settings(folder).get("tokenizer_class")
 
 
 def _read_added_tokens(folder: Path) -> dict[str, int]:

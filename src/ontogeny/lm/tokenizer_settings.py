@@ -22,6 +22,12 @@ def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
     return settings | read_optional_json(folder / SPECIAL_TOKENS_MAP)
 
 
+def token_text(token: Any) -> str | None:
+    """The text of a special token, which old versions of `transformers` write as an object; None where it is unset."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
 def read_optional_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an absent file is an empty one."""
     return read_json(path) if path.is_file() else {}

@@ -6,7 +6,7 @@ from typing import Any
 from ontogeny.errors import BadInput
 from ontogeny.lm.hugging_face.config_file import CONFIG
 from ontogeny.lm.tokenizer import END, SpecialTokens
-from ontogeny.lm.tokenizer_settings import read_optional_json, read_tokenizer_settings
+from ontogeny.lm.tokenizer_settings import read_optional_json, read_tokenizer_settings, token_text
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -21,14 +21,8 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     generation, model = read_optional_json(folder / GENERATION_CONFIG), read_optional_json(folder / CONFIG)
     end_tokens = _token_numbers(folder / GENERATION_CONFIG, generation.get("eos_token_id"))
     end_tokens = end_tokens or _token_numbers(folder / CONFIG, model.get("eos_token_id"))
-    names = {name: _token_name(settings.get(f"{name}_token")) for name in ("bos", "eos")}
+    names = {name: token_text(settings.get(f"{name}_token")) for name in ("bos", "eos")}
     return SpecialTokens(names["bos"], names["eos"] or END, end_tokens)
-
-
-def _token_name(token: Any) -> str | None:
-    """The text of a special token, which old versions of `transformers` write as an object."""
-    name = token.get("content") if isinstance(token, dict) else token
-    return name if isinstance(name, str) else None
 
 
 def _token_numbers(path: Path, numbers: Any) -> tuple[int, ...]:

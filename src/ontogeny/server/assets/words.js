@@ -54,7 +54,7 @@ export function describeLearning(branch) {
 // Whether the model learns from its author, in one or two sentences.
 export function describeSaving({num_texts: count, frozen_bits_per_byte: bits, saving, verdict}) {
   const texts = count === 1 ? "1 text" : `${count} texts`, percent = number => `${(100 * number / bits).toFixed(1)} %`.replace("-", "−");
-  if (saving.low === null) return `It is too early to say: there is ${texts} so far, and the answer needs about 20.`;
+  if (saving.low === null) return `It is too early to say: there ${count === 1 ? "is" : "are"} ${texts} so far, and the answer needs about 20.`;
   const range = `between ${percent(saving.low)} and ${percent(saving.high)}`;
   if (verdict === "saves") return `Yes. What the model learned saves ${percent(saving.mean)} of the bits that your ${texts} need (${range}).`;
   if (verdict === "costs") return `No. With what it learned, the model predicts your ${texts} worse: the saving is ${percent(saving.mean)} (${range}).`;
