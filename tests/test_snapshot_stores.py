@@ -256,6 +256,17 @@ def test_a_damaged_object_is_computed_again(branches, store, s3, tmp_path):
     assert not any(check.damaged for check in check_branches(store, "story"))
 
 
+def test_a_damaged_object_is_not_shared(branches, store, s3, tmp_path):
+    learn(branches, "anna", TEXTS[0])
+    restored = branches.restore("anna", branches.export("anna"), "test")
+    branch_changes.rollback(store, "story/anna", 1, "test")
+    assert journal.get_version(store, "story/anna", 1).snapshot == restored.snapshot
+    s3.write(f"{tmp_path.name}/{restored.snapshot}", b"damaged")
+    weights = branches.current("anna").weights
+    assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
+    assert store.snapshots.read(str(journal.get_version(store, "story/anna", 1).snapshot))
+
+
 def test_learning_goes_on_while_the_store_is_unreachable(branches, store, proxy, tmp_path):
     learn(branches, "anna", TEXTS[0])
     state = foreign_state(branches, tmp_path / "elsewhere")

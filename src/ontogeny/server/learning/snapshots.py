@@ -92,7 +92,7 @@ class VersionSnapshots:
     def record(
         self, content: bytes, branches: Collection[str], commit: Callable[[str, Callable[[], None]], Recorded]
     ) -> Recorded:
-        """Records a state file, which is written unless a version has an equal one.
+        """Records a state file, which is written unless a version has an equal one that is intact.
 
         Args:
             content: The bytes of the file.
@@ -107,6 +107,8 @@ class VersionSnapshots:
             for _ in range(MAX_ATTEMPTS):
                 start = time.clock_gettime(CLOCK)
                 equal = journal.find_snapshot(self._store, branches, content_key(content))
+                if equal is not None and not self._is_intact(str(equal.snapshot)):
+                    equal = None
                 file = self._store.write_snapshot(content) if equal is None else str(equal.snapshot)
                 try:
                     return commit(file, partial(self._confirm, file, start, equal))
@@ -119,6 +121,14 @@ class VersionSnapshots:
                             delete_files(self._store, [file])
                     raise
         raise StorageUnavailable(f"no snapshot could be recorded in {self._store.snapshots.label}")
+
+    def _is_intact(self, file: str) -> bool:
+        """Whether a file has the content that its name says."""
+        try:
+            self._store.snapshots.read(file)
+        except UnusableSnapshot:
+            return False
+        return True
 
     def _confirm(self, file: str, start: float, equal: BranchVersion | None) -> None:
         """Raises `SnapshotExpired` if a file may be deleted before the current transaction ends.
