@@ -16,7 +16,6 @@ from ontogeny.server import keys, quotas
 from ontogeny.server.learning import branch_changes, journal, snapshots
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.repair import check_branches
 from ontogeny.server.learning.snapshots import MAX_RECORDING_TIME, MIN_AGE, delete_files, delete_unused
 from ontogeny.server.moving import copy_snapshots
@@ -384,17 +383,17 @@ def test_an_upload_of_content_that_a_collector_deletes_is_safe(branches, store, 
 def test_a_version_does_not_share_a_file_that_is_forgotten_meanwhile(branches, store, monkeypatch, tmp_path):
     state = foreign_state(branches, tmp_path / "elsewhere")
     first = branches.restore("anna", state, "test")
-    find = journal.find_snapshot
+    is_intact = branches.snapshots._is_intact
 
-    def find_and_forget(*arguments) -> BranchVersion | None:
-        version = find(*arguments)
-        monkeypatch.setattr(journal, "find_snapshot", find)
+    def forget_after_the_comparison(file: str) -> bool:
+        assert is_intact(file)
+        monkeypatch.setattr(branches.snapshots, "_is_intact", is_intact)
         with store.transaction():
             journal.forget_snapshot(store, first)
         assert delete_files(store, [str(first.snapshot)]) == 1
-        return version
+        return True
 
-    monkeypatch.setattr(journal, "find_snapshot", find_and_forget)
+    monkeypatch.setattr(branches.snapshots, "_is_intact", forget_after_the_comparison)
     second = branches.restore("anna", state, "test")
     assert names_of(store.snapshots) == {second.snapshot} and second.snapshot != first.snapshot
     assert reopen(branches).current("anna").version == second
