@@ -217,6 +217,7 @@ def test_frozen_models_answer_while_the_database_does_not(postgres, proxy, tmp_p
                 statuses |= {teach(num_fixed), complete("live")}
             assert statuses <= {200, 503} and 503 in statuses and num_fixed > 10
             assert complete("fixed", unused) == 503
+            assert b"ontogeny_database_reachable 0.0" in server.get("/metrics", text)[1]
             wait_until(lambda: complete("fixed") == 503, 60)  # after the grace time
             assert time.monotonic() - failed_at > 19
             assert server.get("/ready")[0] == 503
@@ -248,4 +249,4 @@ def disturb(fault, proxy, postgres):
     if fault == "refused":
         proxy.is_refusing = True
         proxy.cut()
-    proxy.is_silent, proxy.delay = fault == "silent", 1.0 if fault == "slow" else 0.0
+    proxy.is_silent, proxy.delay = fault == "silent", 1.5 if fault == "slow" else 0.0

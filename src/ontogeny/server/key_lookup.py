@@ -5,8 +5,8 @@ thread reads the keys of all requests that wait, in one statement, so that a slo
 answers at most, however many requests there are.
 
 A database that several processes share lies behind a network. There, a key that was read as valid less than
-`FRESH_TIME` ago is accepted if its new reading takes longer than `SHORT_WAIT`; and if the database does not answer
-within `LONG_WAIT`, a key that was read as valid within the grace time is accepted. A key that was revoked anywhere
+`FRESH_TIME` ago is accepted if its new reading takes longer than `SHORT_WAIT`; and a key that was read as valid within
+the grace time is accepted if the database fails or does not answer within `LONG_WAIT`. A key that was revoked anywhere
 is therefore refused everywhere after `FRESH_TIME`, unless the database does not answer.
 """
 
@@ -26,6 +26,7 @@ from ontogeny.server.store import Store
 FRESH_TIME = 1.0  # seconds
 SHORT_WAIT = 0.1  # seconds
 LONG_WAIT = 1.0  # seconds
+MAX_READING_TIME = 5.0  # seconds, unless the database counts as unreachable before
 MAX_BATCH = 100  # keys that one statement reads
 
 
@@ -68,6 +69,8 @@ class KeyLookup:
             await asyncio.wait((reading,), timeout=SHORT_WAIT)
             if not reading.done() and (key := self._find_confirmed(text, FRESH_TIME)) is not None:
                 return key
+        if self._find_confirmed(text, self._grace_time) is None:
+            return _read_answer(await reading)
         await asyncio.wait((reading,), timeout=max(0.0, begun_at + LONG_WAIT - time.monotonic()))
         answer = reading.result() if reading.done() else StorageUnavailable("the database has not answered in time")
         if isinstance(answer, StorageUnavailable) and (key := self._find_confirmed(text, self._grace_time)) is not None:
@@ -92,7 +95,7 @@ class KeyLookup:
             return
         begun_at = time.clock_gettime(CLOCK)
         try:
-            with self._store.database.reserved_connection():
+            with self._store.database.reserved_connection(MAX_READING_TIME):
                 has_keys, valid = keys.find_valid(self._store, texts)
         except StorageUnavailable as error:
             for reading in readings.values():

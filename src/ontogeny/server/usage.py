@@ -4,6 +4,7 @@ What cannot be written, for example to a full disk, is kept in memory and writte
 answers or the text of keys.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys
 from ontogeny.server.compilations import NUM_COMPILATIONS
 from ontogeny.server.deployments import Deployments, LanguageDeployment
@@ -68,6 +70,8 @@ class UsageMeter:
         )
         description = "1 if the deployment can answer requests, 0 if it has failed"
         self._available = Gauge("ontogeny_deployment_available", description, LABELS, registry=self.registry)
+        description = "1 if the database can be reached, 0 if calls fail until it answers again"
+        self._reachable = Gauge("ontogeny_database_reachable", description, registry=self.registry)
         self._gauges = {
             name: Gauge(f"ontogeny_{name}", help, LABELS, registry=self.registry) for name, help in GAUGES.items()
         }
@@ -117,17 +121,23 @@ class UsageMeter:
             self._gauges["num_requests_waiting"].labels(name).set(deployment.engine.num_requests_waiting)
             self._gauges["prefix_cache_bytes"].labels(name).set(deployment.engine.prefix_cache.num_bytes)
             if deployment.branches is not None:
-                num_pending = listing.num_pending_of_deployment(self._store, name)
-                self._gauges["num_examples_pending"].labels(name).set(num_pending)
-                earlier = self._num_decisions.get(name, DecisionCount())
-                self._num_decisions[name] = listing.continue_count(self._store, name, earlier)
-                count = self._num_decisions[name]
-                self._gauges["num_decisions"].labels(name).set(count.num_decisions)
-                self._gauges["num_examples_learned"].labels(name).set(count.num_learned)
-                self._gauges["num_examples_learned_in_part"].labels(name).set(count.num_learned_in_part)
-                self._gauges["sum_of_learned_shares"].labels(name).set(count.sum_of_shares)
-                self._gauges["num_examples_rejected"].labels(name).set(count.num_rejected)
+                with contextlib.suppress(StorageUnavailable):  # the figures of the last call stay
+                    self._read_decisions(name)
+        self._reachable.set(self._store.database.failed_at is None)
         return generate_latest(self.registry)
+
+    def _read_decisions(self, name: str) -> None:
+        """Sets the metrics of a deployment that are in the database."""
+        num_pending = listing.num_pending_of_deployment(self._store, name)
+        self._gauges["num_examples_pending"].labels(name).set(num_pending)
+        earlier = self._num_decisions.get(name, DecisionCount())
+        self._num_decisions[name] = listing.continue_count(self._store, name, earlier)
+        count = self._num_decisions[name]
+        self._gauges["num_decisions"].labels(name).set(count.num_decisions)
+        self._gauges["num_examples_learned"].labels(name).set(count.num_learned)
+        self._gauges["num_examples_learned_in_part"].labels(name).set(count.num_learned_in_part)
+        self._gauges["sum_of_learned_shares"].labels(name).set(count.sum_of_shares)
+        self._gauges["num_examples_rejected"].labels(name).set(count.num_rejected)
 
     def _run(self) -> None:
         """Writes the usage at intervals until the meter stops."""

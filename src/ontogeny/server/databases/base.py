@@ -15,7 +15,7 @@ from sqlalchemy import CursorResult
 from ontogeny.errors import StorageDamaged
 
 MAX_CONNECTIONS = 8  # of one process
-MAX_PROBE_TIME = 1.0  # seconds in which a database that can be reached answers the simplest statement
+MAX_PROBE_TIME = 2.0  # seconds in which a database that can be reached answers the simplest statement
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
 
 
