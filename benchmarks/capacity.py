@@ -31,7 +31,7 @@ PREFIX = "serve.capacity."
 KEYS = (10**3, 10**5, 10**7)
 NUM_BRANCHES, NUM_IDLE_KEYS = 24, 5000  # of the measurement
 MAX_SNAPSHOTS, SNAPSHOT_INTERVAL = BranchConfig().max_snapshots, BranchConfig().snapshot_interval
-CONNECTIONS_PER_PROCESS = 10
+CONNECTIONS_PER_PROCESS = 13
 MONTH = 30 * 24 * 3600  # seconds
 
 

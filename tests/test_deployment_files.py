@@ -15,7 +15,7 @@ from local_nginx import NEEDS_NGINX, PORTS_OF_EXAMPLE, RunningNginx, write_confi
 from ontogeny.server import store as stores
 from ontogeny.server.api.request_limits import MAX_END_TIME, server_stops
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.connections import CLOSE_TIME, GRACE_TIME, LINGER_TIME, MAX_PREPARATION_TIME
+from ontogeny.server.connections import CLOSE_TIME, LINGER_TIME, MAX_PREPARATION_TIME
 from pages import parse_command
 from serving import ROOT
 
@@ -23,8 +23,9 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "ontogeny.yaml").read_text()))
 UNIT = (DEPLOY / "systemd" / "ontogeny@.service").read_text().replace("\\\n", " ")
+DRAIN_TIME = 45.0  # seconds, of every example
 # Seconds after SIGTERM until all requests have ended.
-END_TIME = MAX_PREPARATION_TIME + LINGER_TIME + GRACE_TIME + 2 * MAX_END_TIME + CLOSE_TIME
+END_TIME = MAX_PREPARATION_TIME + LINGER_TIME + DRAIN_TIME + 2 * MAX_END_TIME + CLOSE_TIME
 
 
 def find_manifest(kind: str) -> dict[str, Any]:
@@ -94,6 +95,8 @@ def test_the_manifests_fit_together():
 
 
 def test_every_example_waits_for_the_end_of_a_process():
+    for name in ("compose first", "compose second", "kubernetes", "systemd"):
+        assert f"--drain-time {DRAIN_TIME:g}" in " ".join(server_commands()[name]).replace("=", " ")
     assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)[1]) > END_TIME
     assert int(COMPOSE["services"]["first"]["stop_grace_period"].removesuffix("s")) > END_TIME
     text = (DEPLOY / "nginx" / "ontogeny.conf").read_text()

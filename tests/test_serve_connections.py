@@ -36,7 +36,7 @@ async def application(scope, receive, send):
 
 
 @contextlib.contextmanager
-def _serve(application, **settings):
+def _serve(application, *, drain_time=5.0, **settings):
     """Serves an ASGI application with short limits on a thread, and stops it; yields its port."""
 
     async def with_lifespan(scope, receive, send):
@@ -49,7 +49,7 @@ def _serve(application, **settings):
                 return None
 
     limits = RequestLimits(with_lifespan, max_body_bytes=1 << 30, arrival_limit=LIMIT, **settings)
-    server = build_server(limits, limits, arrival_limit=LIMIT, send_limit=LIMIT, backlog=100)
+    server = build_server(limits, limits, arrival_limit=LIMIT, send_limit=LIMIT, backlog=100, drain_time=drain_time)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -263,3 +263,19 @@ def test_a_stopping_server_answers_every_connection_that_it_accepts():
         for client in clients:
             client.join()
         assert set(results) == {b"HTTP/1.1 200 OK"}
+
+
+@pytest.mark.parametrize(("drain_time", "status"), [(0.2, 503), (20.0, 200)])
+def test_running_requests_have_the_drain_time_to_finish(drain_time, status):
+    async def answer_late(scope, receive, send):
+        await receive()
+        await asyncio.sleep(1.5)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    with contextlib.ExitStack() as stack:
+        with _serve(answer_late, drain_time=drain_time) as port:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.3)
+        assert _parse(_read_all(connection))[0] == status

@@ -152,6 +152,7 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
         arrival_limit=ARRIVAL_LIMIT,
         send_limit=config.time_limit,
         backlog=BACKLOG,
+        drain_time=config.drain_time,
         on_exit=deployments.hand_over,
     )
 

@@ -39,6 +39,7 @@ class ServerConfig(FrozenModel):
         max_kv_cache_bytes: Memory for keys and values of all requests, per model (default: half of the memory that is
             available at the start, divided among the models).
         time_limit: Time limit of a request in seconds.
+        drain_time: Seconds that running requests have to finish when the server is told to stop.
         max_body_bytes: Size limit of a request body in bytes; a state may be as large as an export of the model.
         max_pending_examples: Examples of a key that may wait to be learned, for keys without a limit of their own.
         max_stored_bytes: Bytes that a key may store, for keys without a limit of their own.
@@ -73,6 +74,7 @@ class ServerConfig(FrozenModel):
     allowed_hosts: tuple[str, ...] = Field(default=(), strict=False)  # options are lists
     allowed_origins: tuple[str, ...] = Field(default=(), strict=False)
     time_limit: float = Field(default=120.0, ge=0.1, allow_inf_nan=False)
+    drain_time: float = Field(default=5.0, ge=0, le=3600, allow_inf_nan=False)
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     max_pending_examples: int = Field(default=10_000, ge=1, le=MAX_QUOTA)
     max_stored_bytes: int = Field(default=4 << 30, ge=1, le=MAX_QUOTA)

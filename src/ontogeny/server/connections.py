@@ -25,7 +25,6 @@ from ontogeny.server.api.request_limits import RequestLimits
 CHECK_INTERVAL = 1.0  # seconds
 LINGER_TIME = 1.0  # seconds for a request that is on its way when the server stops, if other processes go on
 MAX_PREPARATION_TIME = 5.0  # seconds that a server may take to give its branches to other processes
-GRACE_TIME = 5.0  # seconds for running requests to finish when the server stops
 CLOSE_TIME = 1  # seconds for connections to close after that
 
 
@@ -115,11 +114,15 @@ class GracefulServer(uvicorn.Server):
     Args:
         config: The settings of uvicorn.
         limits: The middleware that ends its requests.
+        drain_time: Seconds that running requests have to finish when the server stops.
         on_exit: Called on another thread as soon as the server is told to stop, which answers until it has ended.
     """
 
-    def __init__(self, config: uvicorn.Config, limits: RequestLimits, on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, limits: RequestLimits, drain_time: float, on_exit: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._drain_time = drain_time
         self._limits, self._on_exit, self._is_ending = limits, on_exit, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -144,7 +147,7 @@ class GracefulServer(uvicorn.Server):
             await self._stop_accepting(sockets or [])
             await self._finish_connections()
         if not self.force_exit:
-            await self._limits.stop(GRACE_TIME)
+            await self._limits.stop(self._drain_time)
         await super().shutdown(sockets)
 
     async def _stop_accepting(self, sockets: list[socket.socket]) -> None:
@@ -189,6 +192,7 @@ def build_server(
     arrival_limit: float,
     send_limit: float,
     backlog: int,
+    drain_time: float = 5.0,
     on_exit: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> GracefulServer:
@@ -200,6 +204,7 @@ def build_server(
         arrival_limit: Seconds in which the header of a request must arrive, and between two requests.
         send_limit: Seconds in which the client must read some part of the response.
         backlog: Connections that may wait to be accepted.
+        drain_time: See `GracefulServer`.
         on_exit: See `GracefulServer`.
         **settings: Further settings of uvicorn.
     """
@@ -217,4 +222,4 @@ def build_server(
         lifespan="on",
         **settings,
     )
-    return GracefulServer(config, limits, on_exit)
+    return GracefulServer(config, limits, drain_time, on_exit)
