@@ -125,8 +125,8 @@ def measure_group(group: Group, store: Store) -> None:
 
     complete(texts)
     setting = {"keys": NUM_BRANCHES * 100, "active": NUM_BRANCHES}
-    with Store(group.state_dir, database_url=group.address) as other:  # its end publishes what it has written
-        print_record("idle_key.disk", measure_idle_keys(other, texts[0]), "bytes", setting)
+    with Store(group.state_dir, database_url=group.address) as writer:  # its end publishes what it has written
+        print_record("idle_key.disk", measure_idle_keys(writer, texts[0]), "bytes", setting)
     meter = Meter(store, group.state_dir / "snapshots")
     for name, rate in meter.idle.items():
         print_record(f"idle.{name}", rate, f"{name} per second", setting)
@@ -195,8 +195,8 @@ def compute(num_keys: int, inputs: dict[str, float], settings: argparse.Namespac
 
     def total(name: str) -> float:
         """The rate of the database in a quantity."""
-        own = processes * inputs[f"idle.{name}"] + texts * inputs[f"text.many_keys.{name}"]
-        return own + (requests - texts) * inputs[f"request.many_keys.{name}"]
+        rate = processes * inputs[f"idle.{name}"] + texts * inputs[f"text.many_keys.{name}"]
+        return rate + (requests - texts) * inputs[f"request.many_keys.{name}"]
 
     transactions, log_bytes = total("transactions"), total("log_bytes")
     stored = num_keys * settings.learned * settings.snapshots * settings.branch_bytes
