@@ -23,6 +23,7 @@ IDENTIFIER = re.compile(r"[^\W\d]\w*")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 PYTHON_FOLDERS = ("src", "tests", "benchmarks", "docs")
 PROSE_SUFFIXES = (".md", ".html", ".j2", ".toml", ".css")
+MAX_LINE_LENGTH = 120
 
 
 class Violation(NamedTuple):
@@ -145,6 +146,15 @@ def files() -> list[Path]:
     ]
 
 
+def long_lines(text: str) -> Iterator[int]:
+    """The lines of a page, numbered from 1, that are too long; code, tables and pictures cannot be broken."""
+    in_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        if len(line) > MAX_LINE_LENGTH and not in_code and not line.lstrip().startswith(("|", "![")):
+            yield number
+
+
 # Occurrences of these names in `src` before the vocabulary was introduced; they may rise by at most 100 in all.
 GENERIC_NAMES = ("result", "value", "data", "item", "output")
 GENERIC_NAMES_BEFORE = 445
@@ -180,6 +190,14 @@ def test_no_banned_word_is_used(folder):
     chosen = [path for path in files() if path == place or place in path.parents]
     assert chosen
     assert not [str(violation) for path in chosen for violation in violations(path)]
+
+
+def test_lines_of_pages_are_not_too_long():
+    pages = [path for path in files() if path.suffix == ".md"]
+    text = {path: path.read_text(encoding="utf-8") for path in pages}
+    assert not [f"{path}:{number}" for path in pages for number in long_lines(text[path])]
+    planted = "x" * 121 + "\n| " + "x" * 121 + "\n```\n" + "x" * 121 + "\n```\n" + "x" * 121
+    assert list(long_lines(planted)) == [1, 6]
 
 
 def test_the_lists_cover_every_entry_of_the_vocabulary_table():
