@@ -205,6 +205,7 @@ def _post(server, body):
     return connection
 
 
+@pytest.mark.sqlite  # several servers may share a PostgreSQL database
 def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_server):
     """Whole answers, streams, new requests, and clients that hang; the process ends by itself with code 0."""
     server = port_0_server

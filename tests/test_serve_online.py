@@ -534,6 +534,7 @@ def test_a_server_without_keys_is_not_reachable_from_other_machines(run, tmp_pat
     assert output == ""
 
 
+@pytest.mark.sqlite  # several servers may share a PostgreSQL database
 def test_a_state_folder_belongs_to_one_server(server, run, state_dir, call_cli):
     code, _, error = call_cli("serve", "--alias", f"story={run}", "--state-dir", str(state_dir))
     assert code == 2 and "another process is working" in error

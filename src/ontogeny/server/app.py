@@ -202,10 +202,14 @@ def _bind(host: str, port: int, *, listens: bool) -> socket.socket:
         if listens:
             return socket.create_server((host, port), family=family, backlog=BACKLOG)
         bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind((host, port))
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind((host, port))
+        except BaseException:
+            bound.close()
+            raise
         return bound
     except OSError as error:
         raise _unusable_address(host, port, error) from None
