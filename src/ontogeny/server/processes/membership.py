@@ -19,6 +19,7 @@ from ontogeny import __version__
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.journal import Branch
+from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
@@ -159,8 +160,6 @@ class Membership(BranchOwnership):
             OwnedElsewhere: A process exists that would compute them as they are.
             BranchUnavailable: None does.
         """
-        from ontogeny.server.learning.loading import BranchUnavailable
-
         recorded = journal.get_version(self._store, branch.branch, branch.current_version).computed_by
         if recorded is None or recorded == self.computed_by or self.allow_mixed:
             return
