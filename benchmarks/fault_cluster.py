@@ -24,6 +24,7 @@ DISK_SIZE = 512 << 20  # bytes of the database's file system, if it is limited
 FAKE_TIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 ROLES = {"learner": 12, "restorer": 4, "eraser": 4}  # of twenty keys that learn
 DATABASE_OPTIONS = ("max_wal_size=64MB", "min_wal_size=32MB", "log_min_messages=warning")
+KEY_GRACE_TIME = 90.0  # seconds: a key that was used right before the longest outage is known until its end
 LEARNING = ("--online", "--learning-fraction", "1", "--max-forgetting", "5", "--freeze", FROZEN)
 
 
@@ -91,7 +92,7 @@ class Cluster:
         """Creates a process that is not started, with the name and the proxy of this number."""
         port = self.proxies[number].port
         arguments = ["--alias", f"story={self.run}", "--alias", f"{FROZEN}={self.run}", *LEARNING]
-        arguments += ["--state-dir", str(self.state_dir)]
+        arguments += ["--state-dir", str(self.state_dir), "--key-grace-time", str(KEY_GRACE_TIME)]
         url = self.address.replace(f":{self.database.port}/", f":{port}/")
         arguments += ["--process-name", f"process{number}"]
         return Replica(number, arguments, url, self.folder / f"process{number}.log")
