@@ -3,12 +3,14 @@
     python benchmarks/capacity.py                       # prints the table, from the measured inputs
     python benchmarks/capacity.py --model-tokens 590 --branch-bytes 3500000 --active 0.05
     python benchmarks/capacity.py --measure > docs/results/server-capacity.jsonl
+    python benchmarks/capacity.py --check docs/results/server-scale.jsonl
 
 `--measure` starts one server with PostgreSQL and counts what requests and texts cost the database and the snapshots:
 transactions, written records, bytes of the write-ahead log and files, which do not depend on the speed of the machine.
 It prints JSON lines. The table needs these counts, and speeds: tokens per second of one core (`serve.py`) and seconds
 of one core per kB that is learned (`serve_learning.py`). Prices and the speed of a database are assumptions, which are
-options. The page docs/results/server-capacity.md has the formulas.
+options. The page docs/results/server-capacity.md has the formulas. `--check` compares what the formulas suppose with
+figures of `serve_scale.py`.
 """
 
 import argparse
@@ -226,6 +228,35 @@ def read_inputs(path: Path = INPUTS) -> dict[str, float]:
     return {record["name"].removeprefix(PREFIX): record["value"] for record in records}
 
 
+def check(path: Path, inputs: dict[str, float]) -> str:
+    """A table of what the formulas suppose, beside the figures of `serve_scale.py` in a file; absent ones are named."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    figures = {record["name"].removeprefix("serve.scale."): record for record in records}
+    lines = [("supposed by the formulas", "supposed", "measured")]
+
+    def add(text: str, supposed: float, measured: float | None) -> None:
+        lines.append((text, f"{supposed:,.3g}", "missing" if measured is None else f"{measured:,.3g}"))
+
+    idle = figures.get("idle_key.disk")
+    add("bytes of the tables per idle key", inputs["idle_key.disk"], None if idle is None else idle["value"])
+    for name in ("start", "completion.p50", "example.p50", "learned.p50"):
+        record = figures.get(f"many_keys.{name}")
+        text = f"time with 100,000 keys in ratio to 100: {name}"
+        add(text, 1, None if record is None else record["ratio"])
+    speeds = {
+        (record["setting"]["processes"], record["setting"]["keys"]): record["value"]
+        for record in records
+        if record["name"] == "serve.scale.processes.requests"
+    }
+    for num_processes in (2, 4):
+        for num_keys in sorted({keys for _, keys in speeds}) or [100]:
+            speed, group_speed = speeds.get((1, num_keys)), speeds.get((num_processes, num_keys))
+            text = f"requests per second of {num_processes} processes in ratio to one, {num_keys:,} keys"
+            add(text, num_processes, None if not speed or group_speed is None else group_speed / speed)
+    lines.insert(1, ("---", "---", "---"))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def format_table(demands: Sequence[Demand]) -> str:
     """The table of the page, in Markdown."""
     lines: dict[str, Callable[[Demand], str]] = {
@@ -255,6 +286,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The settings of the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="count the inputs and print them")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="compare with the figures of serve_scale.py")
     options: dict[str, tuple[float, str]] = {
         "active": (0.01, "share of the keys that are in use"),
         "requests-per-minute": (2, "of a key in use"),
@@ -287,6 +319,8 @@ def main() -> None:
     if settings.measure:
         return measure()
     inputs = read_inputs()
+    if settings.check is not None:
+        return print(check(settings.check, inputs))
     print(format_table([compute(num_keys, inputs, settings) for num_keys in KEYS]))
 
 

@@ -1,5 +1,7 @@
 """The capacity model computes what its page states, and follows its inputs."""
 
+import json
+
 import capacity
 from serving import ROOT
 
@@ -29,3 +31,20 @@ def test_the_demand_follows_the_number_of_keys():
     assert few.transactions < many.transactions < 10 * few.transactions + 1
     assert compute(10**5, active=0.0001).snapshot_reads == 0  # all active branches are in memory
     assert compute(10**7).limits["transactions of one database"] > 1
+
+
+def test_figures_of_the_scale_benchmark_are_compared_and_absent_ones_named(tmp_path):
+    def record(name: str, value: float, ratio: float | None = None, **setting: int) -> str:
+        return json.dumps({"name": f"serve.scale.{name}", "value": value, "ratio": ratio, "setting": setting})
+
+    path = tmp_path / "scale.jsonl"
+    speeds = [record("processes.requests", 50.0 * n**0.5, processes=n, keys=100) for n in (1, 4)]
+    path.write_text("\n".join([record("idle_key.disk", 900.0), record("many_keys.start", 2.0, 1.25), *speeds]))
+    lines = {
+        tuple(line.strip("| ").split(" | ")) for line in capacity.check(path, {"idle_key.disk": 800.0}).splitlines()
+    }
+    assert ("bytes of the tables per idle key", "800", "900") in lines
+    assert ("time with 100,000 keys in ratio to 100: start", "1", "1.25") in lines
+    assert ("time with 100,000 keys in ratio to 100: learned.p50", "1", "missing") in lines
+    assert ("requests per second of 4 processes in ratio to one, 100 keys", "4", "2") in lines
+    assert ("requests per second of 2 processes in ratio to one, 100 keys", "2", "missing") in lines
