@@ -1,9 +1,10 @@
 """A private PostgreSQL, server processes that share it, and a proxy of the database for each of them."""
 
 import contextlib
-import os
 import random
+import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ from ontogeny.server.store import Store
 from server_group import LoadBalancer, Replica, make_tiny_run, wait_until
 
 DISK_SIZE = 512 << 20  # bytes of the database's file system, if it is limited
-FAKE_TIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+WRONG_CLOCK = Path(__file__).parent / "wrong_clock.c"
 ROLES = {"learner": 12, "restorer": 4, "eraser": 4}  # of twenty keys that learn
 DATABASE_OPTIONS = ("max_wal_size=64MB", "min_wal_size=32MB", "log_min_messages=warning")
 KEY_GRACE_TIME = 90.0  # seconds: a key that was used right before the longest outage is known until its end
@@ -214,11 +215,17 @@ def _open_database() -> Iterator[tuple[LimitedDisk | None, PostgresServer]]:
         yield disk, stack.enter_context(running_postgres(folder=folder, options=DATABASE_OPTIONS))
 
 
-def fake_time(seconds: float) -> dict[str, str]:
-    """The environment of a process whose clock is wrong; empty if libfaketime is not installed."""
-    if not os.path.exists(FAKE_TIME):
+def wrong_clock(seconds: float, folder: Path) -> dict[str, str]:
+    """The environment of a process whose time of day is wrong; empty if there is no compiler of C.
+
+    libfaketime 0.9.10 lets `time.sleep` fail, because it also changes waits until a time of another clock.
+    """
+    library, compiler = folder / "wrong_clock.so", shutil.which("cc")
+    if compiler is None:
         return {}
-    return {"LD_PRELOAD": FAKE_TIME, "FAKETIME": f"{seconds:+.0f}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    if not library.exists():
+        subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(WRONG_CLOCK), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "WRONG_CLOCK": f"{seconds:.0f}"}
 
 
 def read_time() -> float:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from database_proxy import StoppedCommit
 from fault_clients import FROZEN, Key
-from fault_cluster import Cluster, fake_time, read_time
+from fault_cluster import Cluster, read_time, wrong_clock
 from server_group import DISCONNECTED, START_TIME, Replica, send_request
 
 LEASE = 1.5  # seconds after which other processes take the branches of a process over
@@ -168,7 +168,7 @@ class Injector:
         """Restarts a process with a clock that is a minute wrong, or right again."""
         replica = self._choose()
         offset = 0 if replica.environment else self._draw.choice([-60, 60])
-        environment = fake_time(offset) if offset else {}
+        environment = wrong_clock(offset, self._cluster.folder) if offset else {}
         self._is_tried, self._details["offset"] = not offset or bool(environment), offset
         replica.kill()
         replica.environment = environment

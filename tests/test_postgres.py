@@ -16,6 +16,8 @@ from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
+from ontogeny.server.processes.membership import Load, Membership
+from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.store import Store
 from stepping import fake_learner
 
@@ -120,6 +122,23 @@ def test_servers_share_a_database_and_a_copy_uses_it_alone(store, postgres, tmp_
         store.lock(),
     ):
         pass
+
+
+def test_a_process_that_leaves_names_another_one_for_its_branches(store, postgres, tmp_path):
+    with Store(tmp_path / "another", database_url=postgres.address_for(tmp_path)) as another:
+        members = [Membership(s, "test", allow_mixed=False, find_load=lambda: Load(0, 0)) for s in (store, another)]
+        for number, member in enumerate(members):
+            member.start(f"process {number}", f"http://127.0.0.1:{number}")
+        leaving, successor = members
+        branches = BranchManager(store, "story", fake_learner(), ownership=leaving)
+        branch = branches.claim("anna")
+        assert branch.owner == leaving.number is not None
+        leaving.is_leaving = True
+        leaving.leave()
+        with pytest.raises(OwnedElsewhere) as raised:
+            leaving.claim(journal.get_branch(store, branch.branch))
+        assert raised.value.number == successor.number
+        successor.leave()
 
 
 @pytest.mark.parametrize("is_before", [True, False])

@@ -107,6 +107,9 @@ class Membership(BranchOwnership):
         """Makes this process the owner of a branch; see `BranchOwnership.claim`."""
         while True:
             number = self.number
+            if number is None and self.is_leaving:  # a request that began before
+                successor = self.find_successor()
+                raise OwnedElsewhere(0, "") if successor is None else OwnedElsewhere(successor.number, successor.url)
             if number is None:
                 raise StorageUnavailable("this process has no lease from the database at present")
             if branch.owner == number:
