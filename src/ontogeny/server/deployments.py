@@ -539,7 +539,11 @@ def _build_branches(
             branch_learner = build(online_config, reference)
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
-    limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)
+    limits = BranchConfig(
+        max_forgetting=config.max_forgetting,
+        learning_fraction=config.learning_fraction,
+        max_loaded=config.max_loaded_branches,
+    )
     if config.allow_mixed:  # another machine may not be able to compute a version again
         limits = limits.model_copy(update={"snapshot_interval": 1})
     branches = BranchManager(
