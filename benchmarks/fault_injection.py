@@ -240,8 +240,7 @@ class Injector:
             replica.kill()
             time.sleep(LEASE * (0.8 + self._draw.random() * 0.6))
         left = self._branches_of(number)
-        is_incomplete = bool(left) or (is_planned and replica.is_running)
-        if before and is_incomplete:
+        if before and left:
             cause = "SIGTERM" if is_planned else "SIGKILL"
             self._hits["hand_over"] = f"{cause}: {len(left)} of {len(before)} branches were still owned"
         victims: list[Replica] = [replica] if is_planned and replica.is_running else []
