@@ -19,7 +19,7 @@ from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.deployments import LanguageDeployment
+from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.learning import branch_changes, journal, learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.journal import LearningDecision

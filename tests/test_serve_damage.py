@@ -17,7 +17,8 @@ from ontogeny.errors import BadInput, ServerFailed, StorageDamaged
 from ontogeny.server import keys, repair
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.databases.sqlite import DATABASE
-from ontogeny.server.deployments import Deployments, LanguageDeployment
+from ontogeny.server.deployment_kinds import LanguageDeployment
+from ontogeny.server.deployments import Deployments
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import Store

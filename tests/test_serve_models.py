@@ -12,7 +12,7 @@ from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.lm.training import train
-from ontogeny.server import deployments
+from ontogeny.server import deployment_kinds
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.learning import default_config, journal, learner
@@ -107,7 +107,7 @@ def test_branches_of_an_earlier_version_go_on_as_they_began(tmp_path_factory, tm
     monkeypatch.setattr(default_config, "MAX_COPIED_PARAMETERS", 1000)
     for name, words in (("story", "all of its"), ("new", "an adapter of rank 8")):
         with Store(tmp_path / "state") as store:
-            deployment = deployments.LanguageDeployment(name, model, store, ServerConfig(online=True))
+            deployment = deployment_kinds.LanguageDeployment(name, model, store, ServerConfig(online=True))
             assert deployment.learning is not None and deployment.learning.startswith(words)
             assert deployment.branches is not None and (name == "new" or deployment.branches.learn_next())
             deployment.sessions.stop()

@@ -24,7 +24,7 @@ from ontogeny.validation import validate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ontogeny.server.deployments import Deployment
+    from ontogeny.server.deployment_kinds import Deployment
 
 
 @options_from(ServerConfig)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 
 from ontogeny import trees
-from ontogeny.server.deployments import Deployment, Deployments, LanguageDeployment
+from ontogeny.server.deployment_kinds import Deployment, LanguageDeployment
+from ontogeny.server.deployments import Deployments
 
 ROUTE = re.compile(r"/v1/(?:models|agents)/([^/]+)/(branch|sessions)(?:/[^/]+)?/(state|act)/*")
 STATE_MARGIN = 1 << 20  # bytes for the header of a state, which names every array

@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys
 from ontogeny.server.compilations import NUM_COMPILATIONS
-from ontogeny.server.deployments import Deployments, LanguageDeployment
+from ontogeny.server.deployment_kinds import LanguageDeployment
+from ontogeny.server.deployments import Deployments
 from ontogeny.server.keys import ApiKey, UsageRecord
 from ontogeny.server.learning import listing
 from ontogeny.server.learning.listing import DecisionCount

@@ -25,7 +25,7 @@ from ontogeny.server.api.protocol import ChatRequest, CompletionFields, Completi
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
 from ontogeny.server.api.tokenizer import prompt_texts, tokenize_prompts
-from ontogeny.server.deployments import Deployment, LanguageDeployment
+from ontogeny.server.deployment_kinds import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
 router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)

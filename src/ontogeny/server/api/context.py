@@ -9,7 +9,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ontogeny.server.api import errors
 from ontogeny.server.api.bodies import BodyParser
-from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment, ServedWeights
+from ontogeny.server.deployment_kinds import AgentDeployment, Deployment, LanguageDeployment, ServedWeights
+from ontogeny.server.deployments import Deployments
 from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.intake import ExampleIntake

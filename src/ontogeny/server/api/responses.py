@@ -13,7 +13,7 @@ from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TokenOffsets, token_text
 from ontogeny.server.api.streaming import OutputDelta
-from ontogeny.server.deployments import LanguageDeployment, ServedWeights
+from ontogeny.server.deployment_kinds import LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.rate_limits import TokenReservation
 

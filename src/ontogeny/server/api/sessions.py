@@ -21,7 +21,7 @@ from ontogeny.server.api.protocol import ContinuationRequest
 from ontogeny.server.api.responses import describe_usage
 from ontogeny.server.api.tokenizer import encode_text
 from ontogeny.server.api.waiting import run_while_connected
-from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights
+from ontogeny.server.deployment_kinds import Deployment, LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from ontogeny.server.api import context
 from ontogeny.server.api.identification import identify
-from ontogeny.server.deployments import LanguageDeployment
+from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.branches import BranchManager
 

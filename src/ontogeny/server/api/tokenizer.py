@@ -13,7 +13,7 @@ from ontogeny.server.api import context, errors
 from ontogeny.server.api.bodies import BodyRoute, compute
 from ontogeny.server.api.context import Caller, LimitedCaller
 from ontogeny.server.api.protocol import DetokenizeRequest, TokenizeRequest
-from ontogeny.server.deployments import LanguageDeployment
+from ontogeny.server.deployment_kinds import LanguageDeployment
 
 router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)
 MAX_CHARACTERS = 1 << 20
