@@ -51,6 +51,6 @@ def _describe(status: "ProcessStatus") -> list[str]:
     amounts = [f"{status.num_branches:,}", f"{status.num_pending:,}", f"{status.lag:.1f} s"]
     process = status.process
     if process is None:
-        return ["none", "", "", "", "", "", *amounts]
+        return ["no process", "", "", "", "", "", *amounts]
     load = [str(process.num_running), str(process.num_waiting)]
     return [str(process.number), process.name, process.url, format_time(process.started_at), *load, *amounts]
