@@ -12,6 +12,7 @@ import pytest
 from local_postgres import find_program
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import keys, migrations, quotas, relations, schema
+from ontogeny.server.databases.postgres import GROWN_TABLES
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
@@ -253,3 +254,21 @@ def test_commands_use_the_database(postgres, call_cli, tmp_path, monkeypatch):
     assert code == 2 and not (tmp_path / "copy").exists() and not (tmp_path / "other").exists(), error
     code, _, error = call_cli("deployments", "move", str(Path("a")), "b")
     assert code == 2 and "name one state folder, and one database" in error
+
+
+def test_a_start_lets_postgres_choose_plans_by_what_the_tables_hold(store):
+    # After a copy or a restored back-up, the quota of a key was counted by reading the versions of all keys.
+    branches = BranchManager(store, "story", fake_learner())
+    branches.open("anna")
+    with store.transaction():
+        for table, copied in (("branches", ("branch", "owner_key")), ("versions", ("branch",))):
+            columns = store.execute(f"SELECT * FROM {table} LIMIT 1").columns
+            copies = ", ".join(f"original.{name}" + " || position" * (name in copied) for name in columns)
+            series = "generate_series(1, 20000) AS position"
+            store.execute(f"INSERT INTO {table} SELECT {copies} FROM {table} AS original, {series} WHERE branch = ?",
+                          "story/anna")  # fmt: skip
+    store.update_statistics()
+    query = quotas.UPLOADED_STATES.format(join="JOIN", hint="").replace("?", "'anna7'")
+    plan = "\n".join(store.select_values(f"EXPLAIN {query}"))
+    assert "Seq Scan on versions" not in plan, plan
+    assert not store.execute(GROWN_TABLES)

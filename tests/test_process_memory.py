@@ -35,6 +35,28 @@ def test_a_server_returns_free_memory_between_used_memory_to_the_operating_syste
         released = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True).stdout
         assert float(released) > 80  # MB of the 120 that are free
 
+EXCLUDED = """
+import gc
+from ontogeny.server import process_memory
+
+with process_memory.collection_paused():
+    assert not gc.isenabled()
+    modules = [[number] for number in range(100_000)]  # containers, which the collector looks at
+assert gc.isenabled()
+cycle = []
+cycle.append(cycle)
+del cycle
+programs = [[number] for number in range(100_000)]
+process_memory.exclude_from_collection()
+print(len(gc.get_objects()), gc.get_freeze_count())
+"""
+
+
+def test_the_objects_of_a_start_are_excluded_from_garbage_collection():
+    done = subprocess.run([sys.executable, "-c", EXCLUDED], capture_output=True, text=True)
+    num_watched, num_excluded = map(int, done.stdout.split())
+    assert num_watched < 1000 < 200_000 < num_excluded
+
 
 def test_a_connection_to_the_database_keeps_few_of_its_pages(tmp_path):
     # The default of SQLite, 2 MB in each of eight connections, is growth of the process as the database grows.

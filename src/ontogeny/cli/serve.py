@@ -62,13 +62,16 @@ def serve(
     names = {"frozen": tuple(frozen or ()), "best": tuple(best or ())}
     config = validate(ServerConfig, settings | {"online": online} | names, "serve")
     named_runs = _name_runs(runs or [], alias or [])
-    configure_jax(device, num_host_devices)
-    from ontogeny.runs.kinds import require_loadable
-    from ontogeny.server import app, process_memory
-    from ontogeny.server.deployments import Deployments, check_names
-    from ontogeny.server.store import Store
+    from ontogeny.server import process_memory
 
     process_memory.limit_memory_arenas()
+    with process_memory.collection_paused():
+        configure_jax(device, num_host_devices)
+        from ontogeny.runs.kinds import require_loadable
+        from ontogeny.server import app
+        from ontogeny.server.deployments import Deployments, check_names
+        from ontogeny.server.store import Store
+
     check_names(named_runs)
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created
@@ -76,7 +79,9 @@ def serve(
     with store.lock():
         store.check_integrity()
         store.check_snapshots()
+        store.update_statistics()
         deployments = Deployments(named_runs, store, config)
+        deployments.on_started = process_memory.exclude_from_collection
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
 
         def announce(url: str) -> None:

@@ -45,6 +45,7 @@ class Deployments:
 
     Attributes:
         ready: Set once the deployments have started.
+        on_started: Called when all deployments have started, before `ready` is set.
         on_ready: Called once `ready` is set.
         on_failed: Called once `error` is set.
         error: Why nothing can be answered any more, or None: `StorageDamaged`, because every request needs the
@@ -64,6 +65,7 @@ class Deployments:
         quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
+        self.on_started: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
         self.error: Exception | None = None
@@ -145,6 +147,7 @@ class Deployments:
             for deployment in self.by_name.values():
                 self._start(deployment)
             self._check_available()
+            self.on_started()
             if self.membership is not None:
                 self.membership.start(self.config.process_name or self._url.partition("://")[2] or "unnamed", self._url)
             self.ready.set()

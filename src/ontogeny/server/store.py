@@ -179,6 +179,10 @@ class Store:
         """Checks the database before a server uses it; raises `StorageDamaged` if it is damaged."""
         self.database.check_integrity()
 
+    def update_statistics(self) -> None:
+        """Lets the database choose its query plans by its present contents; see `Database.update_statistics`."""
+        self.database.update_statistics()
+
     def truncate_log(self) -> bool:
         """Removes overwritten text from the database's own log; returns False if that must be tried again later."""
         return self.database.truncate_log()

@@ -137,6 +137,10 @@ class Database(ABC):
         """Checks the database before a server uses it, as thoroughly as can be done at every start."""
 
     @abstractmethod
+    def update_statistics(self) -> None:
+        """Lets the database choose its query plans by its present contents, as after a copy or a restored back-up."""
+
+    @abstractmethod
     def truncate_log(self) -> bool:
         """Removes overwritten text from the database's own log; returns False if that must be tried again later."""
 

@@ -42,6 +42,10 @@ SESSION = (
     f"SET synchronous_commit = on; SET lock_timeout = {int(MAX_WAIT * 1000)}; "
     f"SET idle_in_transaction_session_timeout = {int(MAX_IDLE_TIME * 1000)}"
 )
+GROWN_TABLES = """
+SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'
+AND pg_relation_size(oid) / current_setting('block_size')::bigint > 2 * relpages + 10 ORDER BY relname
+"""
 log = logging.getLogger(__name__)
 
 
@@ -191,6 +195,18 @@ class PostgresDatabase(Database):
     def check_integrity(self) -> None:
         """Checks the tables; PostgreSQL checks its files itself."""
         self.check_tables()
+
+    def update_statistics(self) -> None:
+        """Analyzes tables that have grown to more than twice their size at the last analysis; see `Database`.
+
+        PostgreSQL analyzes tables by itself, but only after a while, and a copy or a restored back-up has no statistics.
+        """
+        try:
+            for (table,) in self.execute(GROWN_TABLES, ()):
+                self.execute(f"ANALYZE {table}", ())
+                log.info("the statistics of the table '%s' are new", table)
+        except StorageUnavailable as error:
+            log.warning("the statistics of the tables cannot be updated at present: %s", error)
 
     def truncate_log(self) -> bool:
         """Does nothing: what PostgreSQL's log keeps is decided by the operator; see the how-to on PostgreSQL."""

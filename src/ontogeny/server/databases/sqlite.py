@@ -163,6 +163,9 @@ class SQLiteDatabase(Database):
         if problem != "ok":
             raise self._damaged(problem)
 
+    def update_statistics(self) -> None:
+        """Does nothing: the statements themselves fix how they are carried out."""
+
     def truncate_log(self) -> bool:
         """Empties the write-ahead log, which may still hold overwritten text.
 
