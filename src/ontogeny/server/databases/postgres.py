@@ -199,7 +199,7 @@ class PostgresDatabase(Database):
     def update_statistics(self) -> None:
         """Analyzes tables that have grown to more than twice their size at the last analysis; see `Database`.
 
-        PostgreSQL analyzes tables by itself, but only after a while, and a copy or a restored back-up has no statistics.
+        PostgreSQL analyzes tables by itself, but only after a while; a copy or a restored back-up has no statistics.
         """
         try:
             for (table,) in self.execute(GROWN_TABLES, ()):
