@@ -35,6 +35,7 @@ def test_a_server_returns_free_memory_between_used_memory_to_the_operating_syste
         released = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True).stdout
         assert float(released) > 80  # MB of the 120 that are free
 
+
 EXCLUDED = """
 import gc
 from ontogeny.server import process_memory
