@@ -51,6 +51,7 @@ PRAGMA user_version=3;
 FROM_6_TO_5 = """
 DROP INDEX branches_to_learn;
 DROP INDEX decisions_of_erasures;
+DROP INDEX versions_by_file;
 ALTER TABLE branches DROP COLUMN owner;
 ALTER TABLE branches DROP COLUMN fence;
 ALTER TABLE branches DROP COLUMN newest_example;

@@ -19,6 +19,7 @@ from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import delete_unused
+from ontogeny.server.snapshot_stores.base import STORE_ID
 from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
@@ -122,7 +123,7 @@ def list_snapshot_paths(store: Store) -> list[Path]:
     if store.is_shared:
         delete_unused(store, min_age=0.0)
     assert isinstance(store.snapshots, FolderSnapshots)
-    return list(store.snapshots.folder.iterdir())
+    return [path for path in store.snapshots.folder.iterdir() if path.name != STORE_ID]
 
 
 def snapshot_path(store: Store, version: BranchVersion) -> Path:

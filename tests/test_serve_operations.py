@@ -180,6 +180,11 @@ def check_restored(tmp_path, run, database, key, expected, answer, retained, los
     snapshots at all and learns everything again.
     """
     for name in ("state", "empty"):
+        if name == "empty":
+            subprocess.run(
+                [sys.executable, "-m", "ontogeny", "deployments", "use-snapshots", "--state-dir", str(tmp_path / name)],
+                env=os.environ | {"ONTOGENY_DATABASE_URL": database}, check=True, timeout=120,
+            )  # fmt: skip
         with serve(tmp_path / name, run, database) as server:
             wait_until(lambda server=server: server.get("/v1/models/run/branch", key)[1]["num_pending"] == 0)
             restored = server.post("/v1/completions", COMPLETION, key)[1]

@@ -46,6 +46,7 @@ COMMANDS: Entries = {  # `module:function` of a command; of a group its commands
         "check": "server_state:check",
         "repair": "server_state:repair",
         "move": "server_state:move",
+        "use-snapshots": "server_state:use_snapshots",
         "vacuum": "server_state:vacuum",
         "status": "server_status:show_status",
     },

@@ -207,6 +207,7 @@ def move(
 def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
     """Copy the snapshots of a state folder to an S3-compatible store, or back."""
     from ontogeny.server.moving import copy_snapshots
+    from ontogeny.server.snapshot_stores.identity import adopt_store
     from ontogeny.server.store import Store
 
     folder = target if "://" in source else source
@@ -220,7 +221,31 @@ def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
         remote.snapshots.check()
         stores = (remote, local) if "://" in source else (local, remote)
         num_snapshots = copy_snapshots(local, *(store.snapshots for store in stores))
+        if local.database.is_shared:
+            adopt_store(local.database, stores[1].snapshots)
     typer.echo(f"{num_snapshots:,} snapshots copied to '{target}'")
+
+
+def use_snapshots(
+    state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, snapshot_url: SnapshotUrl = None
+) -> None:
+    """Let a PostgreSQL database use another store of snapshots, as after a back-up was restored; no server runs.
+
+    The processes of a database use one store, which the first one records; others are refused. Nothing is copied:
+    `move` copies snapshots. The server computes weights without a snapshot again, except for uploaded ones.
+
+    Example: ontogeny deployments use-snapshots --database-url postgresql://ontogeny@localhost/ontogeny
+    """
+    from ontogeny.server.snapshot_stores.identity import adopt_store
+    from ontogeny.server.store import Store
+
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(
+            Store(state_dir, create=False, database_url=database_url, snapshot_url=snapshot_url)
+        )
+        _lock_stores(stack, [store])
+        adopt_store(store.database, store.snapshots)
+    typer.echo(f"{store.database.label} uses the snapshots in {store.snapshots.label}")
 
 
 def _lock_stores(stack: contextlib.ExitStack, stores: "list[Store]") -> None:

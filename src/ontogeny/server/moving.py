@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ontogeny.errors import BadInput
 from ontogeny.server import relations, schema
 from ontogeny.server.learning import journal
+from ontogeny.server.snapshot_stores import identity
 from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotStore, UnusableSnapshot
 from ontogeny.server.store import Store
 
@@ -40,10 +41,13 @@ def copy_state(source: Store, target: Store) -> MovedState:
             raise BadInput(f"{target.database.label} already holds the state of a server; name an empty database")
     num_files = copy_snapshots(source, source.snapshots, target.snapshots)
     counts: dict[str, int] = {}
+    target_id = target.snapshots.require_id() if target.database.is_shared else None
     with source.read_transaction(), target.transaction():
         for table in schema.TABLES:
             if table not in COMPUTED:
                 counts[table] = _copy_table(source, target, table)
+        if target_id is not None:
+            identity.record_identity(target.database, target_id)
         for table in NUMBERED:
             target.database.reserve_numbers(table, source.database.last_number(table))
     broken = [fault for fault in relations.find_broken(target) if fault not in relations.find_broken(source)]

@@ -24,6 +24,7 @@ from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER,
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.recovery import LOG_SUFFIX, copy_database, recover_database
+from ontogeny.server.snapshot_stores import identity
 from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store, find_address
@@ -61,7 +62,8 @@ def check_state(folder: Path, database_url: str | None = None, snapshot_url: str
     """Reads a whole state folder, or its database and snapshots elsewhere, and returns what is wrong with it.
 
     Raises:
-        BadInput: The folder holds no state of a server, or one of a format that this version does not read.
+        BadInput: The folder holds no state of a server, or one of a format that this version does not read; or the
+            database uses another store of snapshots.
     """
     if find_address(folder, database_url) is None:
         _require_state(folder)
@@ -72,6 +74,7 @@ def check_state(folder: Path, database_url: str | None = None, snapshot_url: str
             repair = "the records that can be read are recovered"
             return [StateFault(f"the database '{folder / DATABASE}'", problem, repair)]
     with Store(folder, create=False, read_only=True, database_url=database_url, snapshot_url=snapshot_url) as store:
+        identity.check_identity(store.database, store.snapshots)
         faults = [StateFault(*broken) for broken in relations.find_broken(store)]
         for deployment in journal.list_deployments(store):
             faults += _check_versions(store, deployment)

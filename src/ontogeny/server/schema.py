@@ -103,8 +103,8 @@ CREATE TABLE text_scores (
 );
 CREATE INDEX text_scores_by_branch ON text_scores (branch, number);
 """
-# The columns that format 6 added, and the indexes that find branches to learn and recent erasures. `owner` is the
-# process that learns a branch of a shared database, and `fence` goes up whenever it changes; `revision` counts writes.
+# The columns that format 6 added, and the indexes that find branches to learn, erasures and unused files. `owner` is
+# the process that learns a branch of a shared database, `fence` goes up whenever it changes; `revision` counts writes.
 OWNERSHIP = """
 ALTER TABLE branches ADD COLUMN owner INTEGER;
 ALTER TABLE branches ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;
@@ -114,6 +114,7 @@ ALTER TABLE sessions ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE decisions ADD COLUMN process INTEGER;
 CREATE INDEX branches_to_learn ON branches (deployment, branch) WHERE newest_example > last_decided AND NOT frozen;
 CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';
+CREATE INDEX versions_by_file ON versions (snapshot) WHERE snapshot IS NOT NULL;
 """
 # Finds the last example of every branch.
 UPDATE_NEWEST_EXAMPLES = """

@@ -19,6 +19,7 @@ from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import refuse_run_folder
 from ontogeny.server.databases.base import Database, QueryResult
 from ontogeny.server.databases.sqlite import DATABASE, OWNER_FOLDER, SQLiteDatabase
+from ontogeny.server.snapshot_stores import identity
 from ontogeny.server.snapshot_stores.base import SnapshotStore
 from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.snapshot_stores.objects import ObjectSnapshots
@@ -160,16 +161,16 @@ class Store:
         """Checks the store of snapshots before a server uses it.
 
         Raises:
-            BadInput: It cannot be used, or it belongs to another database.
+            BadInput: It cannot be used, or it belongs to another database, or the database uses another store.
         """
         self.snapshots.check()
-        if not self.is_shared or self.select_value("SELECT 1 FROM branches LIMIT 1") is not None:
-            return
-        if next(iter(self.snapshots.list_files()), None) is not None:
+        has_branches = not self.is_shared or self.select_value("SELECT 1 FROM branches LIMIT 1") is not None
+        if not has_branches and next(iter(self.snapshots.list_files()), None) is not None:
             raise BadInput(
                 f"{self.snapshots.label} has files, but {self.database.label} has no branches: every database needs a "
                 "store of its own; name another folder or prefix, or copy the state with `ontogeny deployments move`"
             )
+        identity.register_store(self.database, self.snapshots)
 
     def check_tables(self) -> None:
         """Quickly checks the tables; see `Database.check_tables`."""

@@ -24,6 +24,7 @@ from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
 from ontogeny.server import schema
 from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult
+from ontogeny.server.snapshot_stores.base import STORE_ID
 
 DATABASE = "ontogeny.sqlite"
 RECOVERED = f"{DATABASE}.recovered"  # a repair has not yet put it into the place of the damaged database
@@ -284,7 +285,7 @@ class SQLiteDatabase(Database):
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
         # A new database would leave snapshots without owners.
-        if self._snapshots.is_dir() and any(self._snapshots.iterdir()):
+        if self._snapshots.is_dir() and any(path.name != STORE_ID for path in self._snapshots.iterdir()):
             raise self._damaged("the file is empty or absent, but there are snapshots")
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, OWNER_FILE))  # SQLite creates its other files alike
         with self.transaction():

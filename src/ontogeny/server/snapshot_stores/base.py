@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from ontogeny.errors import StorageUnavailable
 
+STORE_ID = "store-id"  # the name of the file with the identity of the store, which is no snapshot
+ID = re.compile(r"[0-9a-f]{32}")
 CONTENT_NAME = re.compile(r"([0-9a-f]{64}-(\d{1,15}))-[0-9a-f]{16}\.safetensors")
 
 
@@ -78,6 +80,24 @@ class SnapshotStore(ABC):
         size = self.stored_bytes(name)
         return size is not None and size == self.num_bytes(name)
 
+    def read_id(self) -> str | None:
+        """Returns the identity of the store, however it is addressed; None if it has none yet."""
+        try:
+            text = self.fetch(STORE_ID).decode("ascii", "replace")
+        except UnusableSnapshot as error:
+            if not error.is_lost:
+                raise StorageUnavailable(f"the identity of {self.label} is unknown: {error}") from None
+            return None
+        return text if ID.fullmatch(text) else None
+
+    def require_id(self) -> str:
+        """Returns the identity of the store, which gets one if it has none; one process calls this at a time."""
+        id = self.read_id()
+        if id is None:
+            id = secrets.token_hex(16)
+            self.write_as(STORE_ID, id.encode())
+        return id
+
     @abstractmethod
     def write_as(self, name: str, content: bytes) -> None:
         """Writes a file whole or not at all under any name, for files of earlier versions."""
@@ -92,7 +112,7 @@ class SnapshotStore(ABC):
 
     @abstractmethod
     def list_files(self) -> Iterator[SnapshotFile]:
-        """All files, in any order; one that is written or deleted meanwhile may be listed or not."""
+        """All snapshots, in any order; one that is written or deleted meanwhile may be listed or not."""
 
     @abstractmethod
     def delete(self, names: Collection[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.runs.files import write_bytes
-from ontogeny.server.snapshot_stores.base import SnapshotFile, SnapshotStore, UnusableSnapshot
+from ontogeny.server.snapshot_stores.base import STORE_ID, SnapshotFile, SnapshotStore, UnusableSnapshot
 
 OWNER_FILE, OWNER_FOLDER = 0o600, 0o700  # permissions
 
@@ -55,12 +55,14 @@ class FolderSnapshots(SnapshotStore):
             raise StorageUnavailable(f"'{self.folder / name}' cannot be read: {error.strerror}") from None
 
     def list_files(self) -> Iterator[SnapshotFile]:
-        """All files, among them what a crash has left of a write; see `SnapshotStore`."""
+        """All snapshots, and what a crash has left of a write; see `SnapshotStore`."""
         try:
             entries = list(os.scandir(self.folder)) if self.folder.is_dir() else []
         except OSError as error:
             raise StorageUnavailable(f"{self.label} cannot be read: {error.strerror}") from None
         for entry in entries:
+            if entry.name == STORE_ID:
+                continue
             with contextlib.suppress(OSError):  # it has been deleted meanwhile
                 status = entry.stat()
                 yield SnapshotFile(entry.name, status.st_size, status.st_mtime)
