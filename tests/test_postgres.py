@@ -17,6 +17,7 @@ from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
+from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import Load, Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.store import Store
@@ -123,6 +124,32 @@ def test_servers_share_a_database_and_a_copy_uses_it_alone(store, postgres, tmp_
         store.lock(),
     ):
         pass
+
+
+def test_a_copy_waits_for_a_server_whose_lock_was_lost(store, postgres, tmp_path, monkeypatch):
+    monkeypatch.setattr(membership, "LEASE", 30.0)
+    member = Membership(store, "test", allow_mixed=False, find_load=lambda: Load(0, 0))
+    member.start("anna", "http://127.0.0.1:1")  # without a lock, as after a restart of the database
+    with Store(tmp_path / "second", database_url=postgres.address_for(tmp_path)) as second:
+        with pytest.raises(BadInput, match="a server uses"), second.database.lock_server(exclusive=True):
+            pass
+        with store.lock():  # the failed attempt has left no lock
+            pass
+        member.leave()
+        with second.database.lock_server(exclusive=True):
+            pass
+
+
+def test_the_isolation_of_transactions_does_not_depend_on_the_settings_of_the_database(postgres, tmp_path):
+    address = f"{postgres.address_for(tmp_path)}%20-cdefault_transaction_isolation%3Dserializable"
+    with Store(tmp_path / "state", database_url=address) as store, store.transaction():
+        assert store.select_value("SHOW transaction_isolation") == "read committed"
+
+
+def test_a_database_that_only_replicates_another_one_is_unavailable(store):
+    with pytest.raises(StorageUnavailable, match="read-only"), store.transaction():
+        store.execute("SET TRANSACTION READ ONLY")
+        store.execute("DELETE FROM usage")
 
 
 def test_a_process_that_leaves_names_another_one_for_its_branches(store, postgres, tmp_path):

@@ -55,6 +55,15 @@ def test_the_memory_of_prompts_is_bounded():
     assert recent.find_beginning("a", "story", f"Prompt {3 * prompts.MAX_PROMPTS - 1:04d} grows") is None
 
 
+def test_an_idempotency_key_that_another_process_has_recorded_meanwhile_is_refused(tmp_path):
+    with Store(tmp_path / "state") as store:
+        with store.transaction():
+            repeats.add_record(store, "a", RequestIdentity("x", "k", 0, 0.0), 1)
+        with pytest.raises(IdempotencyKeyReused), store.transaction():
+            repeats.add_record(store, "a", RequestIdentity("y", "k", 0, 0.0), 2)
+        assert store.select_values("SELECT example FROM learned_requests") == [1]
+
+
 def test_records_of_requests_expire_and_are_bounded(tmp_path, monkeypatch):
     store, current_time = Store(tmp_path / "state"), [1e9]
     monkeypatch.setattr(repeats.time, "time", lambda: current_time[0])

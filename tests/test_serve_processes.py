@@ -123,3 +123,18 @@ def test_the_status_lists_processes_and_all_processes_forget_erased_texts(server
     answers = [server.post("/v1/completions", COMPLETION, key)[1] for server in (first, second)]
     assert {answer["system_fingerprint"].rpartition("-")[2] for answer in answers} == {"0"}
     assert [decision.process for decision in journal.list_decisions(store, "run")][-1] is not None
+
+
+def test_a_prompt_that_another_process_has_erased_counts_as_new(servers):
+    first, second, key, _ = servers
+    prompt = {"model": "run", "prompt": NOTES[1], "max_tokens": 1}
+
+    def teach():
+        status, answer = first.post("/v1/completions", prompt, key)
+        assert status == 200
+        return answer["ontogeny"]["example"]
+
+    number = teach()
+    assert number is not None and teach() is None
+    assert second.delete(f"/v1/models/run/examples/{number}", key)[0] == 200
+    assert wait_until(teach) > number

@@ -1,10 +1,13 @@
 """Two processes that change one session at the same time: no change is lost."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 
+from database_proxy import DatabaseProxy
+from ontogeny.errors import StorageUnavailable
 from ontogeny.server.sessions.store import SessionChanged, SessionManager
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import Store
@@ -62,3 +65,27 @@ def test_steps_of_two_processes_are_taken_one_after_another(counters):
 
     steps = sorted(session.num_steps for session in asyncio.run(run()))
     assert steps == list(range(1, 21)) and counters[0].get("anna", id).num_steps == 20
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_step_whose_commit_is_not_confirmed_is_taken_once_or_not(postgres, tmp_path, is_stored):
+    address = postgres.address_for(tmp_path)
+    with DatabaseProxy(postgres.port) as proxy:
+        address = address.replace(f":{postgres.port}/", f":{proxy.port}/")
+        with Store(tmp_path / "state", database_url=address) as store:
+            counter = Counter("count", store)
+            id = counter.create("anna").id
+            commit = proxy.stop_next_commit(after=is_stored)
+            with ThreadPoolExecutor() as pool:
+                step = pool.submit(counter.step, "anna", id)
+                assert commit.is_stopped.wait(30)
+                proxy.cut()
+                commit.released.set()
+                error = step.exception(30)
+            assert counter.get("anna", id).num_steps == is_stored
+            if is_stored:
+                assert error is None and step.result() == counter.get("anna", id)
+            else:
+                assert type(error) is StorageUnavailable
+            counter.stop()

@@ -21,6 +21,10 @@ class StorageUnavailable(Exception):
     """The disk is full or fails, so nothing was stored; what was stored before is intact, and a retry may succeed."""
 
 
+class CommitUnknown(StorageUnavailable):
+    """The connection to the database ended at a COMMIT: all of the transaction was stored, or nothing."""
+
+
 class StorageDamaged(StorageUnavailable):
     """The database is damaged, absent or replaced: nothing can be read or stored until it is repaired."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -23,6 +24,7 @@ from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.api.routes import LenientRouting
 from ontogeny.server.api.teaching import ExampleHeader
 from ontogeny.server.connections import build_server
+from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.fair_executor import FairExecutor, FairThreadPool
 from ontogeny.server.key_lookup import KeyLookup
@@ -83,6 +85,10 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
     bodies, store = BodyParser(), deployments.store
     rate_limits = RateLimits() if deployments.membership is None else SharedRateLimits(store)
+    intake = ExampleIntake(store)
+    for name, deployment in deployments.by_name.items():
+        if isinstance(deployment, LanguageDeployment):
+            deployment.on_erased = functools.partial(intake.forget_examples, name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +117,7 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(deployments, rate_limits, meter, ExampleIntake(store), long_calls, bodies)
+    app.state.context = ServerContext(deployments, rate_limits, meter, intake, long_calls, bodies)
     for module in (completions, tokenizer, branches, sessions, agents, pages, assets):
         app.include_router(module.router)
     add_error_handlers(app)

@@ -6,7 +6,7 @@ on HTTP.
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,9 @@ class LanguageDeployment:
         checkpoint_name: Which weights of its run the model has; see `ServedModel`.
         membership: This process among those that share the database, if several can.
 
+    Attributes:
+        on_erased: Called with erased examples, whichever process has erased them.
+
     Raises:
         BadInput: The model cannot learn online, or its branches were learned from other weights.
     """
@@ -91,6 +94,7 @@ class LanguageDeployment:
             )
             self.learning = default_config.describe_choice(online_config, trees.num_elements(model.weights))
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
+        self.on_erased: Callable[[Collection[TrainingExample]], None] = lambda examples: None
         if self.branches is not None:
             self.branches.on_erased = self._forget
         self._failure: str | None = None
@@ -164,6 +168,7 @@ class LanguageDeployment:
         remaining = journal.list_digests(store, self.name, deleted=False)
         deleted = journal.list_digests(store, self.name, deleted=True) - remaining
         self.engine.prefix_cache.evict({example.key for example in examples}, deleted)
+        self.on_erased(examples)
         self.sessions.drop_activations(deleted)
 
     def check_weights(self) -> None:

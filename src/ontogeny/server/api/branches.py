@@ -203,8 +203,6 @@ async def erase_example(
         await _run(request, key, context.get_language_model(request, model).erase_example, example, key.id)
     except BadInput as error:
         raise errors.missing_resource(str(error)) from None
-    intake = context.get_context(request).intake
-    await asyncio.to_thread(intake.forget_example, example.key, branches.deployment, number)
     return {"object": "example", "number": number, "erased": True}
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.sampling import SamplingParams
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, CommitUnknown
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.bodies import BodyRoute
@@ -75,6 +75,8 @@ class SessionCaller(NamedTuple):
         """Remembers a request that ends with an error, so that a retry of it takes the step that it has not taken."""
         try:
             yield
+        except CommitUnknown:  # the step may have been taken
+            raise
         except BaseException:
             identity: RequestIdentity | None = getattr(self.request.state, "identity", None)
             if identity is not None:

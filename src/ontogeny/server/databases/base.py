@@ -72,6 +72,7 @@ class Database(ABC):
 
         Raises:
             StorageUnavailable: The database cannot be used at present; nothing was changed.
+            CommitUnknown: The connection to the database ended at the COMMIT.
             StorageDamaged: The database is known to be damaged.
         """
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from functools import cache
@@ -20,7 +21,7 @@ import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, event, exc
 
-from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
+from ontogeny.errors import BadInput, CommitUnknown, StorageDamaged, StorageUnavailable
 from ontogeny.server import migrations, schema
 from ontogeny.server.databases.availability import Availability, BoundedConnection
 from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_PROBE_TIME, MAX_WAIT, Database, QueryResult
@@ -38,8 +39,10 @@ MAX_STATEMENT_TIME = MAX_WAIT + 10.0  # seconds, for a server
 MAX_IDLE_TIME = 5.0  # seconds that a transaction may wait for its next statement
 NUM_RESERVED = 4  # connections for the threads that use `reserved_connection`
 MAX_WRITERS = MAX_CONNECTIONS - 3  # threads that write at the same time, so that others can read
+LEASE_WAIT = 2.0  # seconds after which the lease of a process that has ended is over
 SESSION = (
-    f"SET synchronous_commit = on; SET lock_timeout = {int(MAX_WAIT * 1000)}; "
+    "SET synchronous_commit = on; SET default_transaction_isolation = 'read committed'; "
+    f"SET lock_timeout = {int(MAX_WAIT * 1000)}; "
     f"SET idle_in_transaction_session_timeout = {int(MAX_IDLE_TIME * 1000)}"
 )
 GROWN_TABLES = """
@@ -223,9 +226,10 @@ class PostgresDatabase(Database):
         with self._storage_errors(), self._engine.connect() as connection:
             shared = "" if exclusive else "_shared"
             query = f"SELECT pg_try_advisory_lock{shared}({SERVER}, hashtext(current_schema()))"
-            if not connection.exec_driver_sql(query).scalar():
-                raise BadInput(f"{'a server' if exclusive else 'a copy or repair'} uses {self.label} at present")
             connection.detach()  # the lock ends with the connection, which no other thread may use
+            is_free = bool(connection.exec_driver_sql(query).scalar())
+            if not is_free or (exclusive and not _wait_for_leases(connection)):
+                raise BadInput(f"{'a server' if exclusive else 'a copy or repair'} uses {self.label} at present")
             yield
 
     def end_connections(self, name: str) -> None:
@@ -262,7 +266,7 @@ class PostgresDatabase(Database):
             self._thread_local.connection = connection
             try:
                 yield connection
-                connection.exec_driver_sql("COMMIT")
+                self._commit(connection)
             except BaseException:
                 if not connection.invalidated:
                     with contextlib.suppress(exc.DBAPIError):
@@ -270,6 +274,15 @@ class PostgresDatabase(Database):
                 raise
             finally:
                 self._thread_local.connection = None
+
+    def _commit(self, connection: Connection) -> None:
+        """Ends a transaction; raises `CommitUnknown` if the connection is lost before the answer."""
+        try:
+            connection.exec_driver_sql("COMMIT")
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise CommitUnknown(f"{self.label} has not confirmed a transaction: {_message_of(error)}") from error
 
     @contextlib.contextmanager
     def _connect(self) -> Generator[Connection]:
@@ -322,13 +335,30 @@ class PostgresDatabase(Database):
         try:
             yield
         except exc.DBAPIError as error:
-            if not (isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated):
+            is_of_storage = isinstance(error, exc.OperationalError | exc.InterfaceError)
+            is_replica = isinstance(error.orig, psycopg.errors.ReadOnlySqlTransaction)
+            if not (is_of_storage or is_replica or error.connection_invalidated):
                 raise
             raise StorageUnavailable(f"{self.label} cannot be used: {_message_of(error)}") from error
         except exc.PendingRollbackError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: the connection was lost") from error
         except exc.TimeoutError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: all connections are in use") from error
+
+
+def _wait_for_leases(connection: Connection) -> bool:
+    """Waits until no process has a lease; returns False if one renews it.
+
+    A process whose connections were lost, as when the database restarts, has a lease but no lock any more.
+    """
+    if connection.exec_driver_sql("SELECT to_regclass('processes')").scalar() is None:  # tables of format 1, or none
+        return True
+    query, deadline = "SELECT 1 FROM processes WHERE expires_at > clock_timestamp()", time.monotonic() + LEASE_WAIT
+    while connection.exec_driver_sql(query).first() is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _is_alive(driver: Any) -> bool:

@@ -244,9 +244,8 @@ def _set_current(store: Store, version: BranchVersion, fence: int | None = None)
 
 def _move_branch(store: Store, branch: str, current_version: int, last_decided: int, fence: int | None = None) -> None:
     """Changes the current version otherwise than by learning; a fence of None fits any owner."""
-    state = journal.get_branch(store, branch)
-    fence = state.fence if fence is None else fence
-    changes = {"current_version": current_version, "last_decided": last_decided, "epoch": state.epoch + 1}
+    epoch = journal.get_branch(store, branch).epoch + 1
+    changes = {"current_version": current_version, "last_decided": last_decided, "epoch": epoch}
     journal.fenced_update(store, branch, fence, **changes)
 
 

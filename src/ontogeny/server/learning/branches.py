@@ -15,6 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ from ontogeny.server.store import Store
 
 NUM_LOADING_THREADS = 8
 WARM_UP_TEXT = "The learner compiles its programs with this text."
+Changed = TypeVar("Changed")
 log = logging.getLogger(__name__)
 
 
@@ -175,23 +177,18 @@ class BranchManager:
             text: The text to learn.
             request: The request that sent it.
         """
-        while True:
-            branch = self.claim(owner_key)
-            try:
-                number = journal.add_example(self.store, branch.branch, key, text, request, branch.fence)
-            except BranchLost:  # another process may have become the owner
-                continue
-            self.loop.wake()
-            return number
+        number = self._change_own(
+            owner_key,
+            lambda branch: journal.add_example(self.store, branch.branch, key, text, request, branch.fence),
+        )
+        self.loop.wake()
+        return number
 
     def rollback(self, owner_key: str, number: int, actor: str) -> BranchVersion:
         """Makes an earlier version of the branch of a key current; see `branch_changes.rollback`."""
-        while True:
-            branch = self.claim(owner_key)
-            try:
-                return branch_changes.rollback(self.store, branch.branch, number, actor, branch.fence)
-            except BranchLost:
-                continue
+        return self._change_own(
+            owner_key, lambda branch: branch_changes.rollback(self.store, branch.branch, number, actor, branch.fence)
+        )
 
     def erase_example(self, number: int, actor: str) -> None:
         """Deletes an example and everything that was learned from it; see `branch_changes.erase_example`."""
@@ -245,6 +242,7 @@ class BranchManager:
             BadInput: The state belongs to other trained weights or another learner, is damaged, does not pass the
                 acceptance test, or was learned from an erased example.
         """
+        self.claim(owner_key)  # so that another process that owns the branch does the work that follows
         metadata = read_metadata(data, "branch")
         if metadata.get("trained_digest") != self.trained_digest:
             raise BadInput(
@@ -260,18 +258,22 @@ class BranchManager:
         reason = rejection_reason(loss, self.learner.trained_loss, self.config.max_forgetting)
         if reason is not None:
             raise BadInput(f"this state does not pass the acceptance test: {reason}")
-        branch, distance, digest = self.claim(owner_key), self._weight_distance(full_weights), metadata["digest"]
+        distance, digest = self._weight_distance(full_weights), metadata["digest"]
         # The digest of version 0 is that of the trained weights, without a scratch.
         source_digest = self.trained_digest if digest == trees.digest(self.learner.init()) else digest
-        origin = _read_origin(metadata)
-        version = self.snapshots.record(
-            self.snapshots.encode(weights, {}),
-            {branch.branch} if origin is None else {branch.branch, origin[0]},
-            lambda file, confirm: branch_changes.restore_version(
-                self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
-                exported_from=origin, is_fork=is_fork, fence=branch.fence, confirm=confirm,
-            ),
-        )  # fmt: skip
+        origin, content = _read_origin(metadata), self.snapshots.encode(weights, {})
+
+        def record(branch: Branch) -> BranchVersion:
+            return self.snapshots.record(
+                content,
+                {branch.branch} if origin is None else {branch.branch, origin[0]},
+                lambda file, confirm: branch_changes.restore_version(
+                    self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
+                    exported_from=origin, is_fork=is_fork, fence=branch.fence, confirm=confirm,
+                ),
+            )  # fmt: skip
+
+        version = self._change_own(owner_key, record)
         self.snapshots.delete_surplus(version)
         return version
 
@@ -288,6 +290,12 @@ class BranchManager:
     def failure(self, owner_key: str) -> str | None:
         """Returns why the branch of a key does not learn at present, or None; the learner tries again by itself."""
         return self.loop.failure(self.open(owner_key).branch)
+
+    def _change_own(self, owner_key: str, change: Callable[[Branch], Changed]) -> Changed:
+        """Changes the branch of a key after this process has become its owner; again if another one did meanwhile."""
+        while True:
+            with contextlib.suppress(BranchLost):
+                return change(self.claim(owner_key))
 
     def _export(self, loaded: LoadedVersion) -> bytes:
         """Converts a version to a state file that names its origin."""

@@ -1,24 +1,30 @@
 """From requests to the journal: each text once, although prompts grow and clients repeat their requests."""
 
 import threading
+from collections.abc import Collection
 
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.learning import repeats
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.journal import TrainingExample
 from ontogeny.server.learning.prompts import RecentPrompts, find_new_part
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
+NUM_LOCKS = 64  # among which the keys are divided
+
 
 class ExampleIntake:
-    """Writes the texts of requests to the journal, one request at a time.
+    """Writes the texts of requests to the journal, one request of a key at a time.
 
     Its memory of prompts names only text that the journal holds: a prompt is added once its example is on disk.
-    Methods wait for the disk, so they are not called on the thread of the event loop.
+    Methods wait for the database, so they are not called on the thread of the event loop.
     """
 
     def __init__(self, store: Store) -> None:
-        self._store, self._prompts, self._lock = store, RecentPrompts(), threading.Lock()
+        self._store, self._prompts = store, RecentPrompts()
+        self._key_locks = [threading.Lock() for _ in range(NUM_LOCKS)]  # while a text is written
+        self._prompts_lock = threading.Lock()  # of the memory of prompts, held for moments
 
     def add_text(self, branches: BranchManager, key: str, text: str, request: RequestIdentity) -> int | None:
         """Writes a text to the journal.
@@ -36,7 +42,7 @@ class ExampleIntake:
             IdempotencyKeyReused: The idempotency key belongs to another request.
             QuotaExceeded: The key may not store the text.
         """
-        with self._lock:
+        with self._lock_of(key):
             record = repeats.find_record(self._store, key, request)
             return branches.add_example(key, key, text, request) if record is None else record.example
 
@@ -56,26 +62,38 @@ class ExampleIntake:
             The number of the example, or None if nothing is new; see `add_text` for the rest and the exceptions.
         """
         name = branches.deployment
-        with self._lock:
+        with self._lock_of(key):
             record = repeats.find_record(self._store, key, request)
             if record is not None:
                 if record.example is not None and record.digest is not None:
-                    self._prompts.add(key, name, prompt, 0, record.example)
+                    self._remember(key, name, prompt, 0, record.example)
                 return record.example
-            beginning = self._prompts.find_beginning(key, name, prompt)
+            with self._prompts_lock:
+                beginning = self._prompts.find_beginning(key, name, prompt)
             new_part = prompt if beginning is None else find_new_part(prompt, beginning.num_characters, tokenizer)
             if not new_part.strip():
                 if request.idempotency_key is not None:
-                    with self._store.transaction():
-                        repeats.add_record(self._store, key, request, None)
+                    with self._store.transaction():  # in which another process may have recorded the same request
+                        if repeats.find_record(self._store, key, request) is None:
+                            repeats.add_record(self._store, key, request, None)
                 return None
             number = branches.add_example(key, key, new_part, request)
             if number is not None:
                 first_example = number if beginning is None else beginning.first_example
-                self._prompts.add(key, name, prompt, first_example, number)
+                self._remember(key, name, prompt, first_example, number)
             return number
 
-    def forget_example(self, key: str, deployment: str, number: int) -> None:
-        """Lets the prompts that an erased example was part of count as new if the key sends them again."""
-        with self._lock:
-            self._prompts.forget(key, deployment, number)
+    def forget_examples(self, deployment: str, examples: Collection[TrainingExample]) -> None:
+        """Lets the prompts that erased examples were part of count as new if their keys send them again."""
+        for example in examples:
+            with self._lock_of(example.key), self._prompts_lock:
+                self._prompts.forget(example.key, deployment, example.number)
+
+    def _lock_of(self, key: str) -> threading.Lock:
+        """The lock that is held while a text of a key is written."""
+        return self._key_locks[hash(key) % NUM_LOCKS]
+
+    def _remember(self, key: str, deployment: str, prompt: str, first_example: int, last_example: int) -> None:
+        """Adds a prompt to the memory; see `RecentPrompts.add`."""
+        with self._prompts_lock:
+            self._prompts.add(key, deployment, prompt, first_example, last_example)

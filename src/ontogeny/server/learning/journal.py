@@ -196,22 +196,25 @@ def add_example(
             return None
         query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?) RETURNING number"
         number: int = store.select_value(query, branch, key, store.database.encode_text(text), time.time())
-        fenced_update(store, branch, state.fence if fence is None else fence, newest_example=number)
+        fenced_update(store, branch, fence, newest_example=number)
         quotas.check(store, key, "pending_examples", "stored_bytes")
         if request is not None:
             repeats.add_record(store, key, request, number)
         return number
 
 
-def fenced_update(store: Store, branch: str, fence: int, **columns: int) -> None:
+def fenced_update(store: Store, branch: str, fence: int | None, **columns: int) -> None:
     """Changes columns of a branch if its fence is still `fence`; must be called in a transaction.
+
+    A fence of None fits any owner: for changes that no owner makes, which must succeed also while the owner changes.
 
     Raises:
         BranchLost: The branch has another fence by now.
     """
     settings = ", ".join(f"{column} = ?" for column in columns)
-    query = f"UPDATE branches SET {settings} WHERE branch = ? AND fence = ?"
-    if not store.execute(query, *columns.values(), branch, fence).rowcount:
+    condition, parameters = ("", ()) if fence is None else (" AND fence = ?", (fence,))
+    query = f"UPDATE branches SET {settings} WHERE branch = ?{condition}"
+    if not store.execute(query, *columns.values(), branch, *parameters).rowcount:
         raise BranchLost(f"another process owns the branch '{branch}' now")
 
 

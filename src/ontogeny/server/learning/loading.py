@@ -57,7 +57,8 @@ class VersionLoader:
     def __init__(self, store: Store, learner: BranchLearner, snapshots: VersionSnapshots, max_loaded: int) -> None:
         self._store, self._learner = store, learner
         self._snapshots, self._max_loaded = snapshots, max_loaded
-        self._lock = threading.Lock()  # of the dictionaries, held for moments
+        self._lock = threading.Lock()  # of the dictionaries, held for moments, because the event loop waits for it
+        self._currency_lock = threading.Lock()  # from the query whether versions are current or deleted to its effect
         self._loaded: OrderedDict[tuple[str, int], LoadedVersion] = OrderedDict()
         self._branch_locks: dict[str, AbstractContextManager[bool]] = {}
         self._failures: dict[tuple[str, int], RetryState] = {}
@@ -111,23 +112,27 @@ class VersionLoader:
 
     def drop_deleted(self) -> None:
         """Removes deleted versions from memory."""
-        with self._lock:
-            for version_key in list(self._loaded):
+        with self._currency_lock:
+            with self._lock:
+                names = list(self._loaded)
+            for version_key in names:
                 if journal.get_version(self._store, *version_key).deleted:
-                    del self._loaded[version_key]
+                    with self._lock:
+                        self._loaded.pop(version_key, None)
 
     def _keep_if_current(self, loaded: LoadedVersion) -> bool:
         """Puts a version into memory if it is current, and returns whether it is; the least recently used ones go."""
         name, number = loaded.version.branch, loaded.version.number
         evicted = []
-        with self._lock:
+        with self._currency_lock:
             # An erasure is committed before it removes versions from memory, for which it waits for this lock.
             if journal.get_branch(self._store, name).current_version != number:
                 return False
-            self._loaded[name, number] = loaded
-            self._loaded.move_to_end((name, number))
-            while len(self._loaded) > self._max_loaded:
-                evicted.append(self._loaded.popitem(last=False)[1])
+            with self._lock:
+                self._loaded[name, number] = loaded
+                self._loaded.move_to_end((name, number))
+                while len(self._loaded) > self._max_loaded:
+                    evicted.append(self._loaded.popitem(last=False)[1])
         for old in evicted:
             self._snapshots.save_if_current(old)
         return True

@@ -60,7 +60,11 @@ def find_record(store: Store, key: str, request: RequestIdentity) -> LearnedRequ
 
 
 def add_record(store: Store, key: str, request: RequestIdentity, example: int | None) -> None:
-    """Records a request with its example and deletes expired records; must be called in a transaction."""
+    """Records a request with its example and deletes expired records; must be called in a transaction.
+
+    Raises:
+        IdempotencyKeyReused: Another process has recorded another request with this idempotency key in the meantime.
+    """
     current_time = time.time()
     window = RETRY_WINDOW if request.idempotency_key is None else IDEMPOTENCY_KEY_WINDOW
     store.execute("DELETE FROM learned_requests WHERE expires_at <= ?", current_time)
@@ -73,4 +77,6 @@ def add_record(store: Store, key: str, request: RequestIdentity, example: int | 
         key, request.idempotency_key, request.digest, request.num_retries, request.received_at, current_time + window,
         example,
     )  # fmt: skip
-    store.insert("learned_requests", record)
+    query = f"INSERT INTO learned_requests ({COLUMNS}) VALUES ({', '.join('?' * len(record))}) ON CONFLICT DO NOTHING"
+    if not store.execute(query, *record).rowcount:
+        raise IdempotencyKeyReused

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
+from ontogeny.errors import CommitUnknown, StorageUnavailable
 from ontogeny.server import quotas
 from ontogeny.server.fair_executor import FairExecutor, wait_for_call
 from ontogeny.server.request_identity import RequestIdentity
@@ -187,16 +188,35 @@ class SessionManager(ABC, Generic[SessionT]):
             "answer = ?, revision = revision + 1 WHERE id = ? AND deployment = ? AND key = ? AND revision = ?"
         )
         state = self._encode(session)
-        with self._store.transaction(session.id):
-            num_bytes = self._store.select_value("SELECT length(state) FROM sessions WHERE id = ?", session.id)
-            columns = session.num_steps, state, time.time(), *_request_columns(request, answer)
-            if num_bytes is None:
-                raise UnknownSession(session.id)
-            if not self._store.execute(query, *columns, session.id, self.name, key, session.revision).rowcount:
-                raise SessionChanged(session.id)
-            if len(state) > num_bytes:
-                quotas.check(self._store, key, "stored_bytes")
+        try:
+            with self._store.transaction(session.id):
+                num_bytes = self._store.select_value("SELECT length(state) FROM sessions WHERE id = ?", session.id)
+                columns = session.num_steps, state, time.time(), *_request_columns(request, answer)
+                if num_bytes is None:
+                    raise UnknownSession(session.id)
+                if not self._store.execute(query, *columns, session.id, self.name, key, session.revision).rowcount:
+                    raise SessionChanged(session.id)
+                if len(state) > num_bytes:
+                    quotas.check(self._store, key, "stored_bytes")
+        except CommitUnknown as error:
+            self._confirm_write(session, state, error)
         return session._replace(revision=session.revision + 1)
+
+    def _confirm_write(self, session: SessionT, state: bytes, error: CommitUnknown) -> None:
+        """Finds out whether the transaction that wrote a session was committed.
+
+        Raises:
+            StorageUnavailable: It was not.
+            CommitUnknown: The database cannot say at present.
+        """
+        query = "SELECT 1 FROM sessions WHERE id = ? AND revision = ? AND state = ?"
+        try:
+            with self._store.transaction(session.id):  # begins after the end of that transaction
+                is_written = self._store.select_value(query, session.id, session.revision + 1, state) is not None
+        except StorageUnavailable:
+            raise error from None
+        if not is_written:
+            raise StorageUnavailable(str(error)) from error
 
     def _write_state(self, session: SessionT) -> None:
         """Replaces the state of a session, if it exists, by one that the next request continues alike."""

@@ -1,0 +1,93 @@
+"""Changes of a branch while it gets another owner, as in a database that several processes share."""
+
+import threading
+
+import pytest
+
+from ontogeny.server.learning import branch_changes, journal, loading
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.store import Store
+from stepping import fake_learner
+
+TEXTS = ["A lamp.", "A bell under water."]
+LONG = 30.0  # seconds
+
+
+@pytest.fixture
+def branches(tmp_path):
+    with Store(tmp_path / "state") as store:
+        branches = BranchManager(store, "story", fake_learner())
+        for text in TEXTS:
+            branches.add_example("anna", "anna", text)
+        while branches.learn_next():
+            pass
+        yield branches
+
+
+def change_owner(store, name="story/anna"):
+    """Lets another process become the owner and give the branch up again."""
+    store.execute("UPDATE branches SET fence = fence + 1 WHERE branch = ?", name)
+
+
+def test_a_restoration_that_loses_the_branch_is_made_again(branches, monkeypatch):
+    state, store = branches.export("anna"), branches.store
+    write, num_writes = store.write_snapshot, []
+
+    def write_slowly(content):
+        num_writes.append(len(content))
+        if len(num_writes) == 1:
+            with store.transaction():
+                change_owner(store)
+        return write(content)
+
+    monkeypatch.setattr(store, "write_snapshot", write_slowly)
+    branches.rollback("anna", 0, "test")
+    version = branches.restore("anna", state, "test")
+    assert len(num_writes) == 2 and branches.current("anna").version == version
+    assert [present.number for present in journal.list_versions(store, "story/anna")] == [0, 1, 2, 3]
+    assert len(list(store.snapshots.list_files())) == 1
+
+
+@pytest.mark.parametrize("change", ["erase", "roll back", "move back"])
+def test_a_change_that_no_owner_makes_succeeds_while_the_owner_changes(branches, monkeypatch, change):
+    store, read = branches.store, journal.get_branch
+    number = journal.list_examples(store, "story/anna")[-1].number
+
+    def read_before_a_change(store, name):
+        branch = read(store, name)
+        change_owner(store, name)
+        return branch
+
+    monkeypatch.setattr(journal, "get_branch", read_before_a_change)
+    if change == "erase":
+        branch_changes.erase_example(store, number, "test")
+    elif change == "roll back":
+        branch_changes.rollback(store, "story/anna", 1, "test")
+    else:
+        branch_changes.move_back(store, journal.get_version(store, "story/anna", 1), "test")
+    monkeypatch.undo()
+    branch = journal.get_branch(store, "story/anna")
+    assert branch.current_version == 1 and branch.fence > 0
+
+
+def test_a_slow_database_does_not_hold_up_the_search_for_weights_in_memory(branches, monkeypatch):
+    branch, read = journal.get_branch(branches.store, "story/anna"), journal.get_branch
+    loaded, reached, go_on = branches.current("anna"), threading.Event(), threading.Event()
+
+    def read_slowly(store, name):
+        reached.set()
+        go_on.wait(LONG)
+        return read(store, name)
+
+    monkeypatch.setattr(loading.journal, "get_branch", read_slowly)
+    work = threading.Thread(target=branches.loader.replace, args=(loaded, loaded))
+    work.start()
+    reached.wait(LONG)
+    search = threading.Thread(target=branches.loader.find, args=(branch,))  # as on the event loop
+    search.start()
+    search.join(1.0)
+    is_held_up = search.is_alive()
+    go_on.set()
+    work.join()
+    search.join()
+    assert not is_held_up and branches.loader.find(branch) is loaded
