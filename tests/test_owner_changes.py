@@ -86,8 +86,8 @@ def test_a_slow_database_does_not_hold_up_the_search_for_weights_in_memory(branc
     search = threading.Thread(target=branches.loader.find, args=(branch,))  # as on the event loop
     search.start()
     search.join(1.0)
-    is_held_up = search.is_alive()
+    is_blocked = search.is_alive()
     go_on.set()
     work.join()
     search.join()
-    assert not is_held_up and branches.loader.find(branch) is loaded
+    assert not is_blocked and branches.loader.find(branch) is loaded
