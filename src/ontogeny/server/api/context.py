@@ -13,6 +13,7 @@ from ontogeny.server.deployment_kinds import AgentDeployment, Deployment, Langua
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.keys import ApiKey
+from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.rate_limits import RateLimits, TokenReservation
 from ontogeny.server.usage import UsageMeter
@@ -125,10 +126,15 @@ def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> Tok
 
 
 async def request_weights(request: Request, deployment: LanguageDeployment, key: ApiKey) -> ServedWeights:
-    """Returns the weights that answer a request; notes the lease without which its answer may not begin."""
+    """Returns the weights that answer a request; see `note_lease`."""
     if deployment.branches is not None:
-        request.state.lease = deployment.branches.ownership.number
+        note_lease(request, deployment.branches)
     return await deployment.request_weights(key.id)
+
+
+def note_lease(request: Request, branches: BranchManager) -> None:
+    """Notes the lease of this process, without which the answer to a request may not begin."""
+    request.state.lease = branches.ownership.number
 
 
 async def open_cleanup() -> AsyncIterator[AsyncExitStack]:

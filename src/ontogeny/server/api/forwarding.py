@@ -9,6 +9,7 @@ lease; otherwise the request is handled again, here or by the present owner. The
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
@@ -24,6 +25,7 @@ Message = MutableMapping[str, Any]
 PROCESS_HEADER = "x-ontogeny-process"  # of every response: the name and number of the process that answers
 FORWARDED_HEADER = "x-ontogeny-forwarded"  # of a request that another process passes on
 REFUSED_HEADER = "x-ontogeny-not-owner"  # of the response to such a request by a process that is not the owner either
+OWNER_HEADER = "x-ontogeny-owner"  # of that response: number and address of the owner, if there is one
 HANDLED = "the request may have been handled"  # the value of that header if the process was the owner before
 HOP_HEADERS = {  # which belong to one connection
     b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"proxy-connection", b"host",
@@ -36,6 +38,12 @@ MAX_WAITING_TIME = 10.0  # seconds until a branch has an owner that answers
 RETRY_INTERVAL = 0.05  # seconds
 WATCH_INTERVAL = 0.25  # seconds between two looks at the lease of the process that is to answer
 MAX_CONNECT_TIME = 1.0  # seconds
+# A connection ends about 25 seconds after the machine at its other end, also in the middle of an answer.
+SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), seconds)
+    for name, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+]
 log = logging.getLogger(__name__)
 
 
@@ -53,15 +61,18 @@ class RequestForwarding:
 
     def __init__(self, app: Callable[..., Awaitable[None]], membership: Membership) -> None:
         self._app, self._membership = app, membership
+        transport = httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(max_connections=None), socket_options=SOCKET_OPTIONS, trust_env=False
+        )
         self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=MAX_CONNECT_TIME), limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        )  # fmt: skip
+            transport=transport, timeout=httpx.Timeout(None, connect=MAX_CONNECT_TIME), trust_env=False
+        )
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Handles one connection of the ASGI protocol."""
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return await self._client.aclose()  # at the end of the lifespan
         exchange = _RepeatableRequest(self._membership, scope, receive, send)
         deadline = time.monotonic() + MAX_WAITING_TIME
         try:
@@ -69,8 +80,10 @@ class RequestForwarding:
                 owner = await self._handle(scope, exchange)
                 if owner is None:
                     return
+                if (refund := scope["state"].pop("refund", None)) is not None:
+                    refund()  # the process that answers counts the request
                 if exchange.is_forwarded:
-                    raise _not_owner(exchange.was_sent)
+                    raise _not_owner(owner, exchange.was_sent)
                 if await self._relay(scope, exchange, owner):
                     return
                 if time.monotonic() > deadline:
@@ -82,8 +95,10 @@ class RequestForwarding:
     async def _handle(self, scope: dict[str, Any], exchange: "_RepeatableRequest") -> OwnedElsewhere | None:
         """Answers a request here; returns the process that is to answer instead, if nothing was sent."""
         if self._membership.is_leaving and scope["path"] not in OWN_PATHS:
+            if (owner := exchange.take_named_owner()) is not None:
+                return owner
             successor = await asyncio.to_thread(self._membership.find_successor)
-            if successor is not None:
+            if successor is not None:  # which names the owner, unless it can answer
                 return OwnedElsewhere(successor.number, successor.url)
         attempt = exchange.begin_attempt()
         try:
@@ -101,8 +116,6 @@ class RequestForwarding:
         """Passes a request on; returns False if nothing was answered, so that it must be tried again."""
         if not owner.url:
             return False
-        if (refund := scope["state"].pop("refund", None)) is not None:
-            refund()  # the owner counts the request
         query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
         url = f"{owner.url}{scope.get('raw_path', scope['path'].encode()).decode('latin-1')}{query}"
         request = self._client.build_request(
@@ -133,8 +146,12 @@ class RequestForwarding:
         async with contextlib.aclosing(response):
             if REFUSED_HEADER in response.headers:
                 exchange.was_sent |= response.headers[REFUSED_HEADER] == HANDLED
+                exchange.named_owner = response.headers.get(OWNER_HEADER, "")
                 return False
-            await exchange.send_response(response)
+            try:
+                await exchange.send_response(response)
+            except httpx.TransportError as error:  # the client sees that the answer is incomplete
+                log.info("process %d has not finished an answer: %s", owner.number, error)
         return True
 
     async def _is_alive(self, number: int) -> bool:
@@ -156,7 +173,14 @@ class _RepeatableRequest:
         self._position = 0  # of the next part for the application
         self._disconnection: asyncio.Task[None] | None = None
         self.is_disconnected = self.was_sent = False  # `was_sent`: a process may have handled the request already
+        self.named_owner = ""  # by the process that refused the request last
         self.is_forwarded = any(name == FORWARDED_HEADER.encode() for name, _ in scope["headers"])
+
+    def take_named_owner(self) -> OwnedElsewhere | None:
+        """Returns the owner that the process named to which the request was sent last."""
+        number, _, url = self.named_owner.partition(" ")
+        self.named_owner = ""
+        return OwnedElsewhere(int(number), url) if url else None
 
     def begin_attempt(self) -> dict[str, Any]:
         """Returns a scope for the application, as if the request had just arrived."""
@@ -234,7 +258,11 @@ class _RepeatableRequest:
         self.is_disconnected = True
 
     async def send_response(self, response: httpx.Response) -> None:
-        """Relays the answer of the owner, part by part, until it ends or the client closes the connection."""
+        """Relays the answer of the owner, part by part, until it ends or the client closes the connection.
+
+        Raises:
+            TransportError: The owner has ended before its answer.
+        """
         headers = [(name, text) for name, text in response.headers.raw if name.lower() not in HOP_HEADERS]
         if (length := response.headers.get("content-length")) is not None:
             headers.append((b"content-length", length.encode()))
@@ -252,12 +280,15 @@ class _RepeatableRequest:
             self._disconnection.cancel()
 
 
-def _not_owner(was_handled: bool) -> ApiError:
+def _not_owner(owner: OwnedElsewhere, was_handled: bool) -> ApiError:
     """Creates the answer to a request that was passed on to a process that does not own the branch either.
 
     Args:
+        owner: The process that owns it, if there is one.
         was_handled: Whether this process was the owner and may have written the text of the request.
     """
     error = unavailable("another process owns the branch now; retry", "owner")
     error.headers = {**(error.headers or {}), REFUSED_HEADER: HANDLED if was_handled else "nothing was done"}
+    if owner.url:
+        error.headers[OWNER_HEADER] = f"{owner.number} {owner.url}"
     return error

@@ -110,6 +110,8 @@ class Membership(BranchOwnership):
             if number is None and self.is_leaving:  # a request that began before
                 successor = self.find_successor()
                 raise OwnedElsewhere(0, "") if successor is None else OwnedElsewhere(successor.number, successor.url)
+            if number is None and self._store.database.failed_at is None:
+                raise OwnedElsewhere(0, "")  # until this process has a lease again, which takes a moment
             if number is None:
                 raise StorageUnavailable("this process has no lease from the database at present")
             if branch.owner == number:

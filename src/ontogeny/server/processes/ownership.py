@@ -16,7 +16,7 @@ class OwnedElsewhere(Exception):
 
     Args:
         number: The process.
-        url: Where it receives requests.
+        url: Where it receives requests; empty if it is not known at present which process is the owner.
     """
 
     def __init__(self, number: int, url: str) -> None:
