@@ -155,6 +155,14 @@ def copy_state_folder(source: Path, target: Path) -> None:
         copy_state(original, copy)
 
 
+def share_snapshots(folder: Path, *state_dirs: Path) -> None:
+    """Lets processes with state folders of their own use the snapshots in one folder, by different paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for state_dir in state_dirs:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        (state_dir / "snapshots").symlink_to(folder)
+
+
 class LimitedFileSize:
     """A disk that is full for one process: it may write no file beyond a size in bytes (Linux only)."""
 

@@ -12,7 +12,7 @@ from ontogeny.server.learning import journal
 from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import list_processes
 from ontogeny.server.store import Store
-from serving import ServerProcess, shared_run, wait_until
+from serving import ServerProcess, share_snapshots, shared_run, wait_until
 
 NOTES = [
     "The lighthouse keeper wrote a letter to the sea. " * 6,
@@ -30,6 +30,7 @@ def database(postgres, tmp_path):
 def servers(tmp_path_factory, tmp_path, database):
     """Two processes that share a database, a key, and the store."""
     run = shared_run(tmp_path_factory)
+    share_snapshots(tmp_path / "state" / "snapshots", tmp_path / "first", tmp_path / "second")
     with Store(tmp_path / "state", database_url=database) as store:
         _, key = keys.create_key(store, "anna", admin=True)
         with start(tmp_path / "first", run, database) as first, start(tmp_path / "second", run, database) as second:

@@ -17,7 +17,7 @@ from ontogeny.server.processes.membership import Load, Membership, list_processe
 from ontogeny.server.processes.shared_limits import MAX_EXCESS, MIN_REQUESTS, SharedRateLimits
 from ontogeny.server.quotas import QuotaExceeded
 from ontogeny.server.store import Store
-from serving import ServerProcess, shared_run, wait_until
+from serving import ServerProcess, share_snapshots, shared_run, wait_until
 
 pytestmark = pytest.mark.sqlite
 COMPLETION = {"model": "run", "prompt": "the little", "max_tokens": 4, "temperature": 0}
@@ -164,6 +164,7 @@ def test_a_process_without_the_database_grants_its_part(postgres, tmp_path):
 def test_two_servers_hold_the_limits_of_a_key_and_add_its_usage(postgres, tmp_path_factory, tmp_path):
     run, address = shared_run(tmp_path_factory), postgres.address_for(tmp_path)
     environment = {"ONTOGENY_DATABASE_URL": address}
+    share_snapshots(tmp_path / "state" / "snapshots", tmp_path / "first", tmp_path / "second")
     with Store(tmp_path / "state", database_url=address) as store:
         anna, text = keys.create_key(store, "anna", requests_per_minute=100)
         bob, other_text = keys.create_key(store, "bob", tokens_per_minute=1000)

@@ -16,9 +16,10 @@ from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnava
 from ontogeny.lm import weight_types
 from ontogeny.plugins import unknown_name_error
 from ontogeny.server import quotas
+from ontogeny.server.background import BackgroundThread, LoggedErrors
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployment_kinds import AgentDeployment, Deployment, LanguageDeployment
-from ontogeny.server.learning import snapshots
+from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.processes.identity import describe_computation
 from ontogeny.server.processes.membership import Load, Membership
@@ -71,7 +72,10 @@ class Deployments:
         self.error: Exception | None = None
         self._reported: dict[str, str] = {}  # failures of deployments that are in the log
         self._start_errors: dict[str, Exception] = {}
-        self._collection: threading.Thread | None = None  # which deletes unused snapshots
+        self._errors = {name: LoggedErrors(f"an erasure in '{name}'") for name, _ in runs}
+        # A shared store takes long to list, so that the start does not wait for it.
+        first = 0.0 if store.is_shared else COLLECTION_INTERVAL
+        self._collection = BackgroundThread("unused snapshots", self._delete_unused, delay=first)
         self._stopping, self._is_handed_over = threading.Event(), False
         self._start_ended, self._url = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
@@ -164,11 +168,10 @@ class Deployments:
                 log.error("the server stops: %s", self.error)
                 self.on_failed()
             self._start_ended.set()
+            self._collection.interrupt()
             for deployment in self.by_name.values():
-                try:
+                with LoggedErrors(f"the end of '{deployment.name}'"):  # the others must be stopped too
                     deployment.stop()
-                except Exception:  # the others must be stopped too
-                    log.exception("'%s' was not stopped in order", deployment.name)
             if self.membership is not None:
                 self.membership.leave()
 
@@ -184,19 +187,19 @@ class Deployments:
 
     def _watch(self) -> None:
         """Checks the deployments and the database at intervals until the server stops."""
-        tasks: list[tuple[float, Callable[[], None]]] = [
-            (TABLE_CHECK_INTERVAL, self._check_tables),
-            (self.config.weight_check_interval, self._check_weights),
-            (ERASURE_INTERVAL, self._finish_erasures),
-            (FORGETTING_INTERVAL, self._forget_erased),
-            (COLLECTION_INTERVAL * random.uniform(0.5, 1.0), self._collect_snapshots),  # not all processes at once
+        tasks: list[tuple[float, Callable[[], None], LoggedErrors]] = [
+            (TABLE_CHECK_INTERVAL, self._check_tables, LoggedErrors("the check of the tables")),
+            (self.config.weight_check_interval, self._check_weights, LoggedErrors("the check of the weights")),
+            (ERASURE_INTERVAL, self._finish_erasures, LoggedErrors("the end of erasures")),
+            (FORGETTING_INTERVAL, self._forget_erased, LoggedErrors("the search for erasures of other processes")),
         ]
-        times = [time.monotonic() + interval for interval, _ in tasks]
+        times = [time.monotonic() + interval for interval, *_ in tasks]
         while not self._stopping.wait(STATUS_INTERVAL):
             self._report_load()
-            for i, (interval, task) in enumerate(tasks):
+            for i, (interval, task, errors) in enumerate(tasks):
                 if time.monotonic() >= times[i]:
-                    task()
+                    with errors:
+                        task()
                     times[i] = time.monotonic() + interval
             self._check_available()
 
@@ -235,41 +238,39 @@ class Deployments:
 
     def _clean_up(self) -> None:
         """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""
-        self._collect_snapshots()
+        if not self.store.is_shared:
+            self._collection.attempt()
+        self._collection.start()
         try:
             self.store.truncate_log()
         except (OSError, StorageUnavailable) as error:
             log.warning("the state folder cannot be cleaned up at present: %s", error)
 
-    def _collect_snapshots(self) -> None:
-        """Deletes unused snapshots; those of a shared store, which takes long to list, on a thread of its own."""
-        if not self.store.is_shared:
-            _delete_unused(self.store)
-        elif self._collection is None or not self._collection.is_alive():
-            self._collection = threading.Thread(
-                target=_delete_unused, args=[self.store], name="unused snapshots", daemon=True
-            )
-            self._collection.start()
+    def _delete_unused(self) -> float:
+        """Deletes unused snapshots; returns the seconds until the next time, which differ between processes."""
+        try:
+            snapshots.delete_unused(self.store)
+        except (OSError, StorageUnavailable) as error:
+            log.warning("unused snapshots cannot be deleted at present: %s", error)
+        return COLLECTION_INTERVAL * random.uniform(0.5, 1.0)
 
     def _finish_erasures(self) -> None:
         """Finishes erasures that the disk or a crash prevented."""
         for branches in self._branch_managers():
-            try:
+            with self._errors[branches.deployment]:
                 branches.finish_erasures()
-            except Exception:  # of one deployment; it is tried again
-                log.exception("an erasure in '%s' cannot be finished", branches.deployment)
 
     def _forget_erased(self) -> None:
         """Removes from memory what other processes have erased."""
         if self.membership is None:
             return
-        for branches in self._branch_managers():
-            try:
-                branches.forget_erased()
-            except StorageUnavailable as error:  # it is tried again
-                log.debug("erasures cannot be read at present: %s", error)
-            except Exception:
-                log.exception("what was erased in '%s' cannot be forgotten", branches.deployment)
+        try:
+            last = journal.find_last_erasure(self.store)
+            for branches in self._branch_managers():
+                with self._errors[branches.deployment]:
+                    branches.forget_erased(last)
+        except StorageUnavailable as error:  # it is tried again
+            log.debug("erasures cannot be read at present: %s", error)
 
     def _find_load(self) -> Load:
         """The requests that are generated or wait."""
@@ -281,14 +282,6 @@ class Deployments:
         """The branches of all deployments that learn."""
         languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
         return [deployment.branches for deployment in languages if deployment.branches is not None]
-
-
-def _delete_unused(store: Store) -> None:
-    """Deletes unused snapshots; a failure is only logged."""
-    try:
-        snapshots.delete_unused(store)
-    except (OSError, StorageUnavailable) as error:
-        log.warning("unused snapshots cannot be deleted at present: %s", error)
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

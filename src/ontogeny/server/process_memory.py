@@ -16,6 +16,8 @@ import gc
 import os
 from collections.abc import Iterator
 
+from ontogeny.server.background import LoggedErrors
+
 M_ARENA_MAX, NUM_ARENAS = -8, 2  # the first is the parameter's number in glibc
 TRIM_INTERVAL = 60.0  # seconds; one trim takes some 50 ms, without the interpreter's lock
 
@@ -58,6 +60,8 @@ async def trim_memory_periodically(interval: float = TRIM_INTERVAL) -> None:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return
+    errors = LoggedErrors("the return of free memory")
     while True:
         await asyncio.sleep(interval)
-        await asyncio.to_thread(trim, 0)
+        with errors:
+            await asyncio.to_thread(trim, 0)

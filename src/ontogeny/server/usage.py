@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys
+from ontogeny.server.background import BackgroundThread
 from ontogeny.server.compilations import NUM_COMPILATIONS
 from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.deployments import Deployments
@@ -50,8 +51,7 @@ class UsageMeter:
         self._amounts: dict[tuple[str, str, str], list[int]] = {}  # (API key, deployment, day) -> counts
         self._num_decisions: dict[str, DecisionCount] = {}  # by deployment
         self._failure: str | None = None  # of the last attempt to write
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
+        self._thread = BackgroundThread("usage meter", self._write, delay=WRITE_INTERVAL)
         self.registry = CollectorRegistry()
         self.registry.register(NUM_COMPILATIONS)
         ProcessCollector(registry=self.registry)  # memory, file descriptors and processor time
@@ -83,16 +83,15 @@ class UsageMeter:
 
     def stop(self) -> None:
         """Stops the writing thread and writes the remaining usage, if that is possible."""
-        self._stopping.set()
-        self._thread.join()
-        self._write()
+        self._thread.stop()
+        self._thread.attempt()
         if self._failure is not None:
             log.error("the usage since the last write is lost: %s", self._failure)
 
     @property
     def failure(self) -> str | None:
         """The reason why usage is not written to the database, or None."""
-        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+        if self._thread.has_failed:
             return "the thread that writes the usage of keys has ended"
         return self._failure
 
@@ -140,24 +139,22 @@ class UsageMeter:
         self._gauges["sum_of_learned_shares"].labels(name).set(count.sum_of_shares)
         self._gauges["num_examples_rejected"].labels(name).set(count.num_rejected)
 
-    def _run(self) -> None:
-        """Writes the usage at intervals until the meter stops."""
-        while not self._stopping.wait(WRITE_INTERVAL):
-            self._write()
-
-    def _write(self) -> None:
-        """Adds the usage since the last successful call to the database."""
+    def _write(self) -> float:
+        """Adds the usage since the last successful call to the database; returns the seconds until the next call."""
         with self._lock:
             amounts, self._amounts = self._amounts, {}
         try:
             if amounts:
                 keys.add_usage(self._store, [UsageRecord(*usage_key, *counts) for usage_key, counts in amounts.items()])
             self._failure = None
-        except Exception as error:  # the thread must outlive every failure of the database
+        except Exception as error:
             self._add(amounts)
             if self._failure is None:
                 log.error("the usage of keys cannot be written at present: %s", error)
             self._failure = "the usage of keys cannot be written to the disk at present"
+            if not isinstance(error, StorageUnavailable):
+                raise
+        return WRITE_INTERVAL
 
     def _add(self, amounts: Mapping[tuple[str, str, str], Iterable[int]]) -> None:
         """Adds to the amounts that the next call of `_write` writes."""

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from ontogeny.errors import StorageUnavailable
+from ontogeny.server.background import BackgroundThread
 from ontogeny.server.databases.base import MAX_PROBE_TIME
 
 SUSPICION_TIME = 0.5  # seconds after which a statement that is not answered raises the suspicion of a failure
@@ -45,11 +46,12 @@ class Availability:
         self.failed_at: float | None = None
         self._reason = ""
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
 
     def check(self) -> None:
         """Raises `StorageUnavailable` while the database cannot be reached; the thread that probes it may go on."""
-        if self.failed_at is not None and threading.current_thread() is not self._thread:
+        thread = self._thread
+        if self.failed_at is not None and (thread is None or not thread.is_current):
             raise StorageUnavailable(f"{self._label} cannot be reached: {self._reason}")
 
     def suspect(self) -> None:
@@ -57,8 +59,12 @@ class Availability:
         with self._lock:
             if not self.is_watched or self._thread is not None:
                 return
-            self._thread = threading.Thread(target=self._run, name="database probe", daemon=True)
-            self._thread.start()
+            self._thread = BackgroundThread("database probe", self._attempt, pause=PROBE_INTERVAL)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # there are too many threads; the next suspicion tries again
+                log.error("%s cannot be probed: %s", self._label, error)
+                self._thread = None
 
     def stop(self) -> None:
         """Ends the probes."""
@@ -70,20 +76,22 @@ class Availability:
             self._note(error)
         self.suspect()
 
-    def _run(self) -> None:
-        """Probes the database until it answers."""
-        while self.is_watched:
+    def _attempt(self) -> float | None:
+        """Probes the database; the thread ends once it answers, or need not answer any more."""
+        if self.is_watched:
             try:
                 self._probe()
             except Exception as error:
                 self._note(getattr(error, "orig", error))
-            else:
-                break
-            time.sleep(PROBE_INTERVAL)
+                return PROBE_INTERVAL
         with self._lock:
-            if self.failed_at is not None and self.is_watched:
-                log.warning("%s can be reached again after %.1f s", self._label, time.monotonic() - self.failed_at)
+            thread, failed_at = self._thread, self.failed_at
             self.failed_at, self.is_silent, self._thread = None, False, None
+        if thread is not None:
+            thread.interrupt()
+        if failed_at is not None and self.is_watched:
+            log.warning("%s can be reached again after %.1f s", self._label, time.monotonic() - failed_at)
+        return None
 
     def _note(self, error: Exception) -> None:
         """Lets calls fail from now on."""

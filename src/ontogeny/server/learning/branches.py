@@ -214,9 +214,12 @@ class BranchManager:
         except (OSError, StorageUnavailable) as error:
             log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
 
-    def forget_erased(self) -> None:
-        """Removes from memory and caches what other processes have erased since the last call."""
-        last = journal.find_last_erasure(self.store)
+    def forget_erased(self, last: int) -> None:
+        """Removes from memory and caches what other processes have erased since the last call.
+
+        Args:
+            last: The number of the last decision to erase an example; see `journal.find_last_erasure`.
+        """
         if last == self._last_erasure:
             return
         examples = journal.list_erased_examples(self.store, self.deployment, self._last_erasure)

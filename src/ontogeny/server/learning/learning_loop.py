@@ -8,7 +8,6 @@ the others.
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.server.background import BackgroundThread
 from ontogeny.server.learning import journal, partial_steps, text_scores
 from ontogeny.server.learning.acceptance import Pause
 from ontogeny.server.learning.config import BranchConfig
@@ -71,10 +71,8 @@ class LearningLoop:
         self._ownership, self._weight_distance = ownership, weight_distance
         self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
         self._failures: dict[str, RetryState] = {}  # by branch
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
         self._work_started = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"learner of {deployment}", daemon=True)
+        self._thread = BackgroundThread(f"learner of {deployment}", self._learn_all)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -82,18 +80,15 @@ class LearningLoop:
 
     def interrupt(self) -> None:
         """Lets the thread end; an update that is not finished is evaluated again after the next start."""
-        self._stopping.set()
-        self._wake.set()
+        self._thread.interrupt()
 
     def stop(self) -> None:
         """Ends the thread; see `interrupt`."""
-        self.interrupt()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
 
     def wake(self) -> None:
         """Makes the thread look at the journal at once."""
-        self._wake.set()
+        self._thread.wake()
 
     def failure(self, name: str) -> str | None:
         """Returns why a branch does not learn at present, or None."""
@@ -103,7 +98,7 @@ class LearningLoop:
     @property
     def general_failure(self) -> str | None:
         """The reason why no branch can learn at present, or None."""
-        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+        if self._thread.has_failed:
             return "the learning thread has ended"
         failures = dict(self._failures)
         is_general = ALL_BRANCHES in failures or any(state.reason == STORAGE_FAILURE for state in failures.values())
@@ -115,17 +110,14 @@ class LearningLoop:
         for name in self._failures.keys() - {ALL_BRANCHES, *names}:  # nothing is left, or another process learns it
             self._failures.pop(name, None)
         for name in names:
-            if self._stopping.is_set():
+            if self._thread.is_stopping:
                 return True
             worked |= bool(self._attempt(name, lambda name=name: self._learn_one(name)))
         return worked
 
-    def _run(self) -> None:
-        """Learns until the thread is stopped."""
-        while not self._stopping.is_set():
-            if not self._attempt(ALL_BRANCHES, self.learn_next):
-                self._wake.wait(POLL_INTERVAL)
-                self._wake.clear()
+    def _learn_all(self) -> float:
+        """Learns one example of every branch that has one; returns the seconds until the next look at the journal."""
+        return 0.0 if self._attempt(ALL_BRANCHES, self.learn_next) else POLL_INTERVAL
 
     def _attempt(self, name: str, work: Callable[[], bool | None]) -> bool | None:
         """Calls a function, unless `name` failed a moment ago; a failure is recorded and retried later."""
@@ -135,7 +127,7 @@ class LearningLoop:
         try:
             worked = work()
         except Exception as error:
-            if self._stopping.is_set() and isinstance(error, BranchUnavailable):
+            if self._thread.is_stopping and isinstance(error, BranchUnavailable):
                 return False  # the update, or the computation of the branch, was interrupted
             reason = STORAGE_FAILURE if isinstance(error, StorageUnavailable) else str(error)
             self._failures[name] = next_retry(failure, reason)
@@ -156,8 +148,8 @@ class LearningLoop:
         """
         if self.is_server_busy and self._config.learning_fraction < 1:
             work = time.monotonic() - self._work_started
-            self._stopping.wait(work * (1 / self._config.learning_fraction - 1))
-        if self._stopping.is_set():
+            self._thread.sleep(work * (1 / self._config.learning_fraction - 1))
+        if self._thread.is_stopping:
             raise BranchUnavailable("the server is stopping")
         self._work_started = time.monotonic()
 

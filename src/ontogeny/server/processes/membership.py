@@ -10,13 +10,13 @@ an answer begins only while the lease is valid.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ontogeny import __version__
 from ontogeny.errors import StorageUnavailable
+from ontogeny.server.background import BackgroundThread
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.loading import BranchUnavailable
@@ -68,8 +68,7 @@ class Membership(BranchOwnership):
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
         self.last_number: int | None = None  # the last number, also after the lease
         self.is_leaving = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread = BackgroundThread("lease", self._keep_lease, pause=RENEWAL_INTERVAL, delay=RENEWAL_INTERVAL)
 
     def start(self, name: str, url: str) -> None:
         """Registers the process and begins to renew its lease.
@@ -79,14 +78,12 @@ class Membership(BranchOwnership):
             url: Where it receives requests.
         """
         self.name, self.url = name, url
-        self._attempt()
+        self._thread.attempt()
         self._thread.start()
 
     def leave(self) -> None:
         """Gives all branches up, so that other processes can take them over at once, and ends the lease."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
         lease, self._lease = self._lease, None
         if lease is None:
             return
@@ -184,16 +181,13 @@ class Membership(BranchOwnership):
             with self._store.transaction(branch.branch):
                 journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
 
-    def _run(self) -> None:
-        """Renews the lease until the process leaves, at equal intervals however long the database takes to answer."""
-        seconds = RENEWAL_INTERVAL
-        while not self._stopping.wait(seconds):
-            begun_at = time.monotonic()
-            self._attempt()
-            seconds = max(0.0, begun_at + RENEWAL_INTERVAL - time.monotonic())
+    def _keep_lease(self) -> float:
+        """Renews the lease, or registers the process if it has none; a failure is repeated with the next call.
 
-    def _attempt(self) -> None:
-        """Renews the lease, or registers the process if it has none; a failure is repeated with the next call."""
+        Returns:
+            The seconds until the next call: the interval is the same however long the database takes to answer.
+        """
+        called_at = time.monotonic()
         try:
             with self._store.database.reserved_connection(LEASE):
                 begun_at, lease = time.clock_gettime(CLOCK), self._lease
@@ -208,8 +202,7 @@ class Membership(BranchOwnership):
                 self._end_expired()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)
-        except Exception:  # the thread must outlive every failure
-            log.exception("the lease cannot be renewed")
+        return max(0.0, called_at + RENEWAL_INTERVAL - time.monotonic())
 
     def _register(self) -> int:
         """Adds the record of this process; returns its number."""

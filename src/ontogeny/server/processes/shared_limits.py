@@ -17,10 +17,10 @@ A process that cannot reach the database grants its part, 1 / P of the limit, by
 
 import logging
 import math
-import threading
 import time
 
 from ontogeny.errors import StorageUnavailable
+from ontogeny.server.background import BackgroundThread
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.processes.membership import IS_ALIVE
 from ontogeny.server.rate_limits import BucketName, RateLimits, TokenBucket, Unit
@@ -142,8 +142,7 @@ class SharedRateLimits(RateLimits):
         self._num_processes = 2  # until the database has answered
         self._is_separated = False
         self._cleaned_at = time.monotonic()
-        self._wake, self._stopping = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rate limits", daemon=True)
+        self._thread = BackgroundThread("rate limits", self._report_all, pause=RETRY_INTERVAL, delay=None)
 
     def start(self) -> None:
         """Begins to report."""
@@ -151,16 +150,13 @@ class SharedRateLimits(RateLimits):
 
     def stop(self) -> None:
         """Ends the thread, and reports what was taken since the last report."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._attempt()
+        self._thread.stop()
+        self._thread.attempt()
 
     def _bucket(self, key: ApiKey, unit: Unit, per_minute: int | None) -> TokenBucket | None:
         """Returns the copy of a bucket; the thread looks after the present call whether it has changed."""
         if per_minute is not None:
-            self._wake.set()
+            self._thread.wake()
         return super()._bucket(key, unit, per_minute)
 
     def _create_bucket(self, name: BucketName, current_time: float) -> SharedBucket:
@@ -170,32 +166,25 @@ class SharedRateLimits(RateLimits):
             bucket.separate(self._num_processes)
         return bucket
 
-    def _run(self) -> None:
-        """Reports until the server stops."""
-        seconds: float | None = None
-        while not self._stopping.is_set():
-            self._wake.wait(seconds)
-            self._wake.clear()
-            seconds = None if self._attempt() else RETRY_INTERVAL
-            self._stopping.wait(REPORT_INTERVAL)
-
-    def _attempt(self) -> bool:
-        """Reports what was taken since the last report; returns whether the database has answered."""
+    def _report_all(self) -> float | None:
+        """Reports what was taken since the last report; returns the seconds until that is repeated after a failure."""
         try:
             while self._report():
                 pass
             if time.monotonic() - self._cleaned_at > CLEANING_INTERVAL:
                 self._clean()
-        except Exception as error:  # the thread must outlive every failure
-            if not isinstance(error, StorageUnavailable):
-                log.exception("rate limits cannot be reported")
+        except Exception as error:
             with self._lock:
                 self._is_separated = True
                 for name, bucket in self._buckets.items():
                     bucket.separate(self._num_processes)
                     self._changed.add(name)
-            return False
-        return True
+            if not isinstance(error, StorageUnavailable):
+                raise
+            return RETRY_INTERVAL
+        finally:
+            self._thread.sleep(REPORT_INTERVAL)  # although a request may wake the thread
+        return None
 
     def _report(self) -> bool:
         """Reports some changed buckets, and takes the levels of the database over; returns whether there are more."""
@@ -218,7 +207,7 @@ class SharedRateLimits(RateLimits):
                 bucket.receive(level, amounts[name], self._num_processes)
                 if bucket.unreported:  # taken in the meantime, and so reported after the interval
                     self._changed.add(name)
-                    self._wake.set()
+                    self._thread.wake()
             self._is_separated = False
             return len(names) == MAX_BATCH
 
