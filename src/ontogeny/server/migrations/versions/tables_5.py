@@ -1,7 +1,7 @@
 """Format 5: PostgreSQL collects no statistics of what users have written.
 
-The statistics of a column contain some of its values. Whoever may read the table can read them, also after an erasure,
-until the table is analyzed again.
+The statistics of a column contain some of its values. Users who may read the table can read them, also after an
+erasure, until the table is analyzed again.
 """
 
 from alembic import op
