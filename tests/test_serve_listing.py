@@ -90,7 +90,8 @@ READS = {
     "interval": lambda store: text_scores.find_newest(store, NAME),
     "one example": lambda store: journal.find_example(store, SHORT),
     "storage of a key": lambda store: quotas.get_storage(store, "anna"),
-    "snapshots": journal.list_snapshots,
+    "snapshots": lambda store: set(journal.list_snapshots(store)),
+    "used snapshots": lambda store: journal.find_used_snapshots(store, [f"{i}.safetensors" for i in range(100)]),
     "new snapshot": lambda store: journal.add_snapshot(
         store, journal.get_version(store, NAME, SHORT), f"{SHORT}.safetensors", 4
     ),

@@ -314,7 +314,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
             for _ in range(30):
                 self.thread.advance()  # past a snapshot that is being written
             files = {path.name for path in list_snapshot_paths(self.manager.store)}
-            assert files <= journal.list_snapshots(self.manager.store)
+            assert files <= set(journal.list_snapshots(self.manager.store))
             self.check_threads()
         finally:
             logging.getLogger("ontogeny").removeHandler(self.handler)
@@ -348,7 +348,7 @@ def learn(branches: BranchManager, owner: str, *examples: str) -> list[int]:
 def check_files(branches: BranchManager) -> None:
     """The snapshot folder holds the snapshots of versions that are not deleted, and nothing else."""
     store = branches.store
-    assert {path.name for path in list_snapshot_paths(store)} == journal.list_snapshots(store)
+    assert {path.name for path in list_snapshot_paths(store)} == set(journal.list_snapshots(store))
     for branch in journal.list_branches(store, "story"):
         assert not any(v.deleted and v.snapshot for v in journal.list_versions(store, branch.branch))
 

@@ -234,10 +234,10 @@ def test_profiles_of_aws_are_used(s3, s3_address, monkeypatch, tmp_path):
 def test_branches_learn_and_are_read_again(branches, store):
     learn(branches, "anna", *TEXTS)
     weights = branches.current("anna").weights
-    assert names_of(store.snapshots) > journal.list_snapshots(store)  # surplus files wait for an hour
+    assert names_of(store.snapshots) > set(journal.list_snapshots(store))  # surplus files wait for an hour
     assert delete_unused(store) == 0
     assert delete_unused(store, min_age=0.0) == 2
-    assert names_of(store.snapshots) == journal.list_snapshots(store)
+    assert names_of(store.snapshots) == set(journal.list_snapshots(store))
     assert not (store.folder / "snapshots").exists()
     assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
     assert all(not check.damaged for check in check_branches(store, "story"))
@@ -300,6 +300,38 @@ def test_versions_of_equal_content_share_a_file_until_the_last_is_erased(branche
     assert trees.bitwise_equal(reopen(branches).current("carl").weights, branches.current("carl").weights)
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_unused_files_are_deleted_in_pages(files, database, request, monkeypatch, tmp_path):
+    """No step has more than a page of names in memory, and no file in use is deleted."""
+    address = request.getfixturevalue("postgres").address_for(tmp_path) if database == "postgres" else ""
+    monkeypatch.setattr(snapshots, "PAGE_SIZE", 3)
+    monkeypatch.setattr(journal, "PAGE_SIZE", 2)
+    with Store(tmp_path / "state", database_url=address, snapshot_url="") as store:
+        monkeypatch.setattr(store, "snapshots", files)
+        config = BranchConfig(snapshot_interval=1, max_snapshots=9)
+        learn(BranchManager(store, "story", fake_learner(), config=config), "anna", *TEXTS, "the fifth text")
+        used, unused = names_of(files), {files.write(str(i).encode()) for i in range(7)}
+        assert list(journal.list_snapshots(store)) == sorted(used) and len(used) == 5
+        listing, deletion, num_listed = type(files).list_files, type(files).delete, [0]
+        deleted = list[set[str]]()
+
+        def list_files(self: SnapshotStore):
+            for file in listing(self):
+                num_listed[0] += 1
+                yield file
+
+        def delete(self: SnapshotStore, names: set[str]) -> None:
+            deleted.append(set(names))
+            assert num_listed[0] <= 3 * len(deleted)
+            deletion(self, names)
+
+        monkeypatch.setattr(type(files), "list_files", list_files)
+        monkeypatch.setattr(type(files), "delete", delete)
+        assert delete_unused(store, min_age=0.0) == 7
+        assert set().union(*deleted) == unused and len(deleted) == 4 == -(-num_listed[0] // 3)
+        assert names_of(files) == used
+
+
 def test_an_erasure_that_the_store_prevents_is_finished_later(branches, store, proxy):
     [number, _] = learn(branches, "anna", *TEXTS[:2])
     proxy.max_bytes = 0
@@ -348,7 +380,7 @@ def age(files: SnapshotStore, monkeypatch, seconds: float) -> None:
 def test_unused_files_are_deleted_after_an_hour_and_used_ones_never(branches, store, monkeypatch):
     learn(branches, "anna", *TEXTS)
     leftover = store.write_snapshot(b"what a crash has left")
-    used = journal.list_snapshots(store)
+    used = set(journal.list_snapshots(store))
     assert delete_unused(store) == 0 and check_state(store.folder, "", store.snapshots.path_of("")[:-1]) == []
     age(store.snapshots, monkeypatch, MIN_AGE - 60)
     assert delete_unused(store) == 0
@@ -421,7 +453,7 @@ def test_a_rejected_state_leaves_no_file(branches, store, monkeypatch, tmp_path)
     monkeypatch.setattr(quotas, "check", partial(_reject, "the key may store no more"))
     with pytest.raises(BadInput, match="may store no more"):
         branches.restore("anna", state, "test")
-    assert names_of(store.snapshots) == set() == journal.list_snapshots(store)
+    assert names_of(store.snapshots) == set() == set(journal.list_snapshots(store))
 
 
 def _reject(reason: str, *_: object) -> None:
@@ -523,7 +555,7 @@ def test_a_state_is_moved_into_a_database_and_a_store(s3_address, postgres, prox
     assert code == 0 and "4 snapshots copied" in output, error
     with Store(tmp_path / "own", create=False, database_url=address, snapshot_url=s3_address) as copied:
         assert [version.digest for version in journal.list_versions(copied, "story/anna")] == digests
-        assert names_of(copied.snapshots) == journal.list_snapshots(copied)
+        assert names_of(copied.snapshots) == set(journal.list_snapshots(copied))
         assert all(not check.damaged for check in check_branches(copied, "story"))
     back = (address, str(tmp_path / "back"), "--state-dir", str(tmp_path / "own"), "--snapshot-url", s3_address)
     assert call_cli("deployments", "move", *back)[0] == 0

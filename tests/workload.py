@@ -351,7 +351,7 @@ class Workload:
                     assert text is None or text.encode() not in stored, number
                 else:
                     assert example.text is not None and text in (None, example.text), example
-            assert {path.name for path in list_snapshot_paths(store)} == journal.list_snapshots(store)
+            assert {path.name for path in list_snapshot_paths(store)} == set(journal.list_snapshots(store))
             assert not branch_changes.list_unfinished_erasures(store, "story")
             for client in self.clients:
                 check_decisions(store, f"story/{client.id}")

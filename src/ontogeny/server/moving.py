@@ -67,11 +67,12 @@ def copy_snapshots(records: Store, source: SnapshotStore, target: SnapshotStore)
     Raises:
         BadInput: A file is absent from the source, or damaged.
     """
-    files = sorted(journal.list_snapshots(records))
-    if source.path_of("") != target.path_of(""):
-        for file in files:
+    is_copied, count = source.path_of("") != target.path_of(""), 0
+    for file in journal.list_snapshots(records):
+        count += 1
+        if is_copied:
             _copy_snapshot(source, target, file)
-    return len(files)
+    return count
 
 
 def _copy_snapshot(source: SnapshotStore, target: SnapshotStore, file: str) -> None:

@@ -148,8 +148,9 @@ def repair_state(
 def _require_snapshots(folder: Path, database_url: str | None, snapshot_url: str | None) -> None:
     """Raises `BadInput` if no file is in the store, as when another store was meant, although versions have files."""
     with Store(folder, create=False, read_only=True, database_url=database_url, snapshot_url=snapshot_url) as store:
-        count = len(journal.list_snapshots(store))
-        if count and next(iter(store.snapshots.list_files()), None) is None:
+        if next(iter(store.snapshots.list_files()), None) is not None:
+            return
+        if count := sum(1 for _ in journal.list_snapshots(store)):
             raise BadInput(
                 f"{store.snapshots.label} has none of the {count:,} snapshots that versions refer to; name their "
                 "store with --snapshot-url or --state-dir, or add --lost-snapshots if they are lost"
@@ -312,9 +313,9 @@ def _list_leftovers(store: Store) -> list[str]:
     """Files that a crash has left; those of a shared store that are younger may be unused without any fault."""
     min_age = 2 * snapshots.MIN_AGE if store.is_shared else MIN_LEFTOVER_AGE
     newest = time.time() - min_age
-    files = [file.name for file in store.snapshots.list_files() if file.written_at < newest]
-    used = journal.list_snapshots(store)  # read after the list of files, because files are written first
-    return sorted(set(files) - used)
+    files = (file.name for file in store.snapshots.list_files() if file.written_at < newest)
+    pages = snapshots.split_pages(files)  # each is compared after it was listed, because files are written first
+    return sorted(file for page in pages for file in set(page) - journal.find_used_snapshots(store, page))
 
 
 def _find_leftovers(store: Store) -> Iterator[StateFault]:

@@ -15,7 +15,7 @@ that write compare the branch with the one on which the decision was based.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
@@ -28,6 +28,7 @@ from ontogeny.server.store import Store
 
 SHARED = "shared"
 MAX_INTEGER = 2**63  # of SQLite
+PAGE_SIZE = 1000  # records of one statement
 PENDING = f"branch = ? AND number > ? AND {UNDECIDED}"  # the condition of an undecided example
 
 
@@ -519,11 +520,20 @@ def uses_snapshot(store: Store, version: BranchVersion) -> bool:
     return store.select_value(f"{query} {store.database.share_lock}", *parameters) is not None
 
 
-def list_snapshots(store: Store) -> set[str]:
-    """Returns the files that hold versions which are not deleted."""
-    hint = store.database.index_hint("versions_with_snapshot")
-    query = f"SELECT DISTINCT snapshot FROM versions {hint} WHERE snapshot IS NOT NULL AND NOT deleted"
-    return set(store.select_values(query))
+def list_snapshots(store: Store) -> Iterator[str]:
+    """The files that hold versions which are not deleted, by name, read in pages."""
+    query = "SELECT DISTINCT snapshot FROM versions WHERE snapshot > ? AND NOT deleted ORDER BY snapshot LIMIT ?"
+    page = [""]
+    while page:
+        page = store.select_values(query, page[-1], PAGE_SIZE)
+        yield from page
+
+
+def find_used_snapshots(store: Store, files: Sequence[str]) -> set[str]:
+    """Returns those of some files that hold versions which are not deleted."""
+    parameters = ", ".join("?" * len(files))
+    query = f"SELECT DISTINCT snapshot FROM versions WHERE snapshot IN ({parameters}) AND NOT deleted"
+    return set(store.select_values(query, *files))
 
 
 def describe_version(store: Store, version: BranchVersion) -> str:

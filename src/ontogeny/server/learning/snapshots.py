@@ -18,9 +18,10 @@ once, because they may hold what was learned from an erased example.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -40,6 +41,7 @@ from ontogeny.types import Weights
 MIN_AGE = 3600.0  # seconds since the last write of an unused file that is deleted from a shared store
 MAX_RECORDING_TIME = MIN_AGE / 2  # seconds from the beginning of a write to the record; clocks may differ by as much
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
+PAGE_SIZE = 1000  # files that are compared with the database at a time
 MAX_ATTEMPTS = 3  # to write and record a file
 Recorded = TypeVar("Recorded")
 log = logging.getLogger(__name__)
@@ -223,7 +225,7 @@ class VersionSnapshots:
 
 
 def delete_unused(store: Store, min_age: float | None = None) -> int:
-    """Deletes all files that no version refers to, also what a crash has left.
+    """Deletes all files that no version refers to, also what a crash has left; a page of them at a time.
 
     Args:
         store: The database and the files.
@@ -235,18 +237,26 @@ def delete_unused(store: Store, min_age: float | None = None) -> int:
     if min_age is None:
         min_age = MIN_AGE if store.is_shared else 0.0
     newest = time.time() - min_age if min_age else float("inf")
-    with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
-        return delete_files(store, [file.name for file in store.snapshots.list_files() if file.written_at <= newest])
+    files = (file.name for file in store.snapshots.list_files() if file.written_at <= newest)
+    return sum(delete_files(store, page) for page in split_pages(files))
 
 
 def delete_files(store: Store, files: Collection[str]) -> int:
     """Deletes those of these files that no version refers to, and returns their number."""
-    if not files:
-        return 0
-    with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
-        unused = set(files) - journal.list_snapshots(store)
-        store.snapshots.delete(unused)
-    return len(unused)
+    count = 0
+    for page in split_pages(files):
+        with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
+            unused = set(page) - journal.find_used_snapshots(store, page)
+            store.snapshots.delete(unused)
+        count += len(unused)
+    return count
+
+
+def split_pages(files: Iterable[str]) -> Iterator[list[str]]:
+    """Divides files into pages of which one at a time is in memory, and compared with the database in one statement."""
+    remaining = iter(files)
+    while page := list(islice(remaining, PAGE_SIZE)):
+        yield page
 
 
 def _log_failure(version: BranchVersion, error: Exception) -> None:

@@ -56,16 +56,16 @@ class FolderSnapshots(SnapshotStore):
 
     def list_files(self) -> Iterator[SnapshotFile]:
         """All snapshots, and what a crash has left of a write; see `SnapshotStore`."""
+        if not self.folder.is_dir():
+            return
         try:
-            entries = list(os.scandir(self.folder)) if self.folder.is_dir() else []
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    file = None if entry.name == STORE_ID else _describe_file(entry)
+                    if file is not None:
+                        yield file
         except OSError as error:
             raise StorageUnavailable(f"{self.label} cannot be read: {error.strerror}") from None
-        for entry in entries:
-            if entry.name == STORE_ID:
-                continue
-            with contextlib.suppress(OSError):  # it has been deleted meanwhile
-                status = entry.stat()
-                yield SnapshotFile(entry.name, status.st_size, status.st_mtime)
 
     def delete(self, names: Collection[str]) -> None:
         """Deletes files; see `SnapshotStore`."""
@@ -83,3 +83,12 @@ class FolderSnapshots(SnapshotStore):
     def path_of(self, name: str) -> str:
         """The path of a file."""
         return str(self.folder / name)
+
+
+def _describe_file(entry: os.DirEntry[str]) -> SnapshotFile | None:
+    """A file of the folder, or None if it has been deleted meanwhile."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return None
+    return SnapshotFile(entry.name, status.st_size, status.st_mtime)
