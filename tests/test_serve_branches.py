@@ -505,7 +505,9 @@ def test_session_activations_of_deleted_versions_are_dropped(model, texts_of_ses
 
     first, second = (sessions.create("anna", digest).id for digest in ("valid", "deleted"))
     assert generate(first, "valid") == generate(second, "deleted")
-    sessions.drop_activations({"deleted"})
+    sessions.drop_activations({"deleted"}, {"berta"})  # whose sessions alone are read
+    assert sessions.get("anna", second).activations.num_cached
+    sessions.drop_activations({"deleted"}, {"anna", "berta"})
     valid, dropped = sessions.get("anna", first).activations, sessions.get("anna", second).activations
     assert valid.num_cached and not dropped.num_cached
     assert dropped.tokens.tolist() == valid.tokens.tolist()

@@ -20,7 +20,7 @@ from ontogeny.lm.adapters import AdapterTree
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.learning import default_config, journal, learner
+from ontogeny.server.learning import branch_changes, default_config, journal, learner
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
@@ -169,7 +169,9 @@ class LanguageDeployment:
         deleted = journal.list_digests(store, self.name, deleted=True) - remaining
         self.engine.prefix_cache.evict({example.key for example in examples}, deleted)
         self.on_erased(examples)
-        self.sessions.drop_activations(deleted)
+        names = {name for example in examples for name in branch_changes.list_branches_with(store, example)}
+        owners = {name.rpartition("/")[2] for name in names}
+        self.sessions.drop_activations(deleted, None if journal.SHARED in owners else owners)
 
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""

@@ -172,10 +172,15 @@ def erase_example(store: Store, number: int, actor: str) -> None:
             raise BadInput(f"there is no example {number}")
         store.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", time.time(), number)
         text_scores.erase_score(store, number)
-        query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
-        for name in sorted({example.branch, *store.select_values(query, number)}):
+        for name in sorted(list_branches_with(store, example)):
             _remove_example(store, name, number, actor)
         store.insert("unfinished_erasures", (number,))
+
+
+def list_branches_with(store: Store, example: TrainingExample) -> set[str]:
+    """Returns the branches whose versions may have been learned from an example: its own, and those that inherit it."""
+    query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
+    return {example.branch, *store.select_values(query, example.number)}
 
 
 def list_unfinished_erasures(store: Store, deployment: str) -> list[TrainingExample]:

@@ -144,18 +144,22 @@ class TextSessions(SessionManager[TextSession]):
         with self._activations_lock:
             return super().fork(key, id, request)
 
-    def drop_activations(self, digests: Collection[str]) -> None:
+    def drop_activations(self, digests: Collection[str], keys: Collection[str] | None = None) -> None:
         """Deletes activations of the weights of these digests; the next call prefills again.
 
         This includes activations that are being computed.
 
         Args:
             digests: Those of all deleted versions.
+            keys: The keys whose sessions may have such activations; None for all keys.
         """
         with self._activations_lock:
             self.epoch += 1
             self._deleted_digests = frozenset(digests)
-        for id in self._store.select_values("SELECT id FROM sessions WHERE deployment = ?", self.name):
+        query = "SELECT id FROM sessions WHERE deployment = ?"
+        if keys is not None:
+            query += f" AND key IN ({', '.join('?' * len(keys))})"
+        for id in self._store.select_values(query, self.name, *(keys or ())):
             for _ in range(MAX_ATTEMPTS):
                 with self._activations_lock, contextlib.suppress(SessionChanged):  # by another process
                     self._drop_if_deleted(id)
