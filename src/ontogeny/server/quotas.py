@@ -8,6 +8,7 @@ Erased examples and deleted sessions free their part at once. Keys without limit
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from ontogeny.errors import StorageUnavailable
@@ -20,6 +21,13 @@ LIMITS = "max_pending_examples, max_stored_bytes, max_sessions"
 NUM_PENDING = f"""
 SELECT count(*) FROM branches {{join}} examples USING (branch)
 WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND key = ?
+"""
+STORAGE = f"""
+SELECT defaults.max_pending_examples, defaults.max_stored_bytes, defaults.max_sessions,
+keys.max_pending_examples, keys.max_stored_bytes, keys.max_sessions,
+coalesce(num_sessions, 0), coalesce(session_bytes + example_bytes, 0), ({NUM_PENDING})
+FROM (SELECT 1) AS once LEFT JOIN default_limits AS defaults ON true
+LEFT JOIN keys ON keys.id = ? LEFT JOIN storage ON storage.key = ?
 """
 UPLOADED_STATES = """
 SELECT DISTINCT snapshot FROM branches {join} versions {hint} USING (branch)
@@ -68,19 +76,18 @@ def set_default_limits(store: Store, config: ServerConfig) -> None:
 
 def get_storage(store: Store, key: str) -> KeyStorage:
     """Returns what the key of this id stores, and its limits."""
-    limits = _limits_of(store, key)
-    query = "SELECT num_sessions, session_bytes + example_bytes FROM storage WHERE key = ?"
-    num_sessions, num_bytes = next(iter(store.execute(query, key)), (0, 0))
     join, hint = store.database.ordered_join, store.database.index_hint("versions_with_snapshot")
+    (record,) = store.execute(STORAGE.format(join=join), key, key, key, key)
+    num_sessions, num_bytes, num_pending = record[6:]
     for file in store.select_values(UPLOADED_STATES.format(join=join, hint=hint), key):
         with contextlib.suppress(StorageUnavailable):  # only for files of earlier versions, whose names lack the size
             num_bytes += store.snapshots.num_bytes(file)
     return KeyStorage(
         key=key,
-        num_pending_examples=store.select_value(NUM_PENDING.format(join=join), key, key),
+        num_pending_examples=num_pending,
         num_stored_bytes=num_bytes,
         num_sessions=num_sessions,
-        **limits._asdict(),
+        **_choose_limits(record[:3], record[3:6])._asdict(),
     )
 
 
@@ -106,11 +113,11 @@ def check(store: Store, key: str, *quotas: Quota) -> None:
             raise QuotaExceeded(f"the key may have at most {advice}")
 
 
-def _limits_of(store: Store, key: str) -> StorageLimits:
+def _choose_limits(server_limits: Sequence[int | None], key_limits: Sequence[int | None]) -> StorageLimits:
     """The limits of a key: its own ones, and those of the server where it has none."""
-    defaults = store.select_one(StorageLimits, f"SELECT {LIMITS} FROM default_limits") or _limits_from(ServerConfig())
-    key_limits = next(iter(store.execute(f"SELECT {LIMITS} FROM keys WHERE id = ?", key)), (None, None, None))
-    return StorageLimits(*(a if b is None else b for a, b in zip(defaults, key_limits, strict=True)))
+    defaults = _limits_from(ServerConfig())  # of a state that no server has used
+    choices = zip(key_limits, server_limits, defaults, strict=True)
+    return StorageLimits(*(next(limit for limit in limits if limit is not None) for limits in choices))
 
 
 def _limits_from(config: ServerConfig) -> StorageLimits:

@@ -8,6 +8,7 @@ used as before. `availability` says how long a call waits for a database that do
 """
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
@@ -115,13 +116,7 @@ class PostgresDatabase(Database):
         if not self._writers.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"{self.label} is locked")
         try:
-            with self._open_transaction("BEGIN") as connection:
-                shared = "" if scope is None else "_shared"
-                query = f"SELECT pg_advisory_xact_lock{shared}({WRITER}, hashtext(current_schema()))"
-                connection.exec_driver_sql(query)
-                if scope is not None:
-                    query = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || %s, 0))"
-                    connection.exec_driver_sql(query, (_to_parameter(f"/{scope}"),))
+            with self._open_transaction(_begin(scope)):
                 yield
         finally:
             self._writers.release()
@@ -359,6 +354,20 @@ def _wait_for_leases(connection: Connection) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def _digest(scope: str) -> int:
+    """A number of 64 bits for a scope."""
+    return int.from_bytes(hashlib.sha256(scope.encode("utf-8", "surrogatepass")).digest()[:8], signed=True)
+
+
+def _begin(scope: str | None) -> str:
+    """The statements that open a transaction and take its locks, which are sent together."""
+    shared = "" if scope is None else "_shared"
+    statements = ["BEGIN", f"SELECT pg_advisory_xact_lock{shared}({WRITER}, hashtext(current_schema()))"]
+    if scope is not None:
+        statements.append(f"SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), {_digest(scope)}))")
+    return "; ".join(statements)
 
 
 def _is_alive(driver: Any) -> bool:

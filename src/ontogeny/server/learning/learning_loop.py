@@ -30,6 +30,7 @@ from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
 POLL_INTERVAL = 0.5  # seconds between two looks at the journal
+CHECK_INTERVAL = 0.1  # seconds of learning between two looks at whether the branch has changed
 ALL_BRANCHES = "all branches"  # failures that do not belong to one branch
 STORAGE_FAILURE = "the disk is full or fails"  # for clients; the log has the details
 EXPECTED_ERRORS = (StorageUnavailable, OSError, BranchUnavailable)  # logged in one line
@@ -164,7 +165,7 @@ class LearningLoop:
                 if not branch.frozen:
                     journal.skip_decided(self._store, branch)
                 return False
-            before = self._loader.load(name)
+            before = self._loader.find(branch) or self._loader.load(name)
             if before.version.number == branch.current_version:  # otherwise it is evaluated from the new version
                 self._work_started = time.monotonic()
                 self._learn(branch, before, example)
@@ -178,12 +179,15 @@ class LearningLoop:
 
         Nothing is recorded if the branch has changed since `branch` was read.
         """
-        number = example.number
+        number, checked_at = example.number, time.monotonic()
 
         def pause() -> None:
+            nonlocal checked_at
             self._pause()
-            if journal.has_changed(self._store, branch):
-                raise UpdateOutdated
+            if time.monotonic() - checked_at >= CHECK_INTERVAL:
+                checked_at = time.monotonic()
+                if journal.has_changed(self._store, branch):
+                    raise UpdateOutdated
 
         try:
             tokens = self._learner.encode(example.text or "")

@@ -67,12 +67,11 @@ def add_record(store: Store, key: str, request: RequestIdentity, example: int | 
     """
     current_time = time.time()
     window = RETRY_WINDOW if request.idempotency_key is None else IDEMPOTENCY_KEY_WINDOW
-    store.execute("DELETE FROM learned_requests WHERE expires_at <= ?", current_time)
     query = (
-        "DELETE FROM learned_requests WHERE key = ? AND rowid <= "
-        "(SELECT rowid FROM learned_requests WHERE key = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+        "DELETE FROM learned_requests WHERE expires_at <= ? OR (key = ? AND rowid <= "
+        "(SELECT rowid FROM learned_requests WHERE key = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?))"
     )
-    store.execute(query, key, key, MAX_RECORDS - 1)
+    store.execute(query, current_time, key, key, MAX_RECORDS - 1)
     record = LearnedRequest(
         key, request.idempotency_key, request.digest, request.num_retries, request.received_at, current_time + window,
         example,
