@@ -298,9 +298,12 @@ def test_a_connection_of_a_web_socket_is_rejected(server):
         ("--allowed-origins", "https://example.org/"),
         ("--allowed-hosts", "*"),
         ("--allowed-hosts", "example.org:80"),
+        ("--process-url", "first:8000"),
+        ("--process-url", "http://first:8000/"),
+        ("--process-url", "http://anna:secret@first:8000"),
     ],
 )
-def test_an_invalid_host_or_origin_is_named(option, value, call_cli):
+def test_an_invalid_host_origin_or_address_is_named(option, value, call_cli):
     code, _, error = call_cli("serve", "run", option, value)
     assert code == 2 and option.removeprefix("--").replace("-", "_") in error and repr(value) in error
 

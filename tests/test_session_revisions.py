@@ -2,12 +2,17 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
 from database_proxy import DatabaseProxy
-from ontogeny.errors import StorageUnavailable
+from ontogeny.errors import CommitUnknown, StorageUnavailable
+from ontogeny.server.api.sessions import SessionCaller
+from ontogeny.server.keys import LOCAL
+from ontogeny.server.processes.ownership import OwnedElsewhere
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionChanged, SessionManager
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import Store
@@ -65,6 +70,20 @@ def test_steps_of_two_processes_are_taken_one_after_another(counters):
 
     steps = sorted(session.num_steps for session in asyncio.run(run()))
     assert steps == list(range(1, 21)) and counters[0].get("anna", id).num_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("error", "num_retries"),
+    [(ValueError("refused"), 0), (OwnedElsewhere(1, "http://127.0.0.1:1"), 1), (CommitUnknown("unknown"), 1)],
+)
+def test_a_retry_of_a_step_that_another_process_may_have_taken_is_a_repetition(counters, error, num_retries):
+    identity = RequestIdentity("a digest", None, 1, 0.0)
+    request: Any = SimpleNamespace(state=SimpleNamespace(identity=identity))
+    deployment: Any = SimpleNamespace(sessions=counters[0])
+    caller = SessionCaller(request, LOCAL, deployment)
+    with pytest.raises(type(error)), caller.remember_failure():
+        raise error
+    assert counters[0].failed_attempts.recognize(LOCAL.id, identity).num_retries == num_retries
 
 
 @pytest.mark.sqlite

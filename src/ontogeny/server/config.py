@@ -9,6 +9,7 @@ from ontogeny.validation import FrozenModel
 
 HOST_NAME = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://({HOST_NAME.pattern})(:[0-9]{{1,5}})?")
+PROCESS_URL = re.compile(r"https?://[^/?#@\s]+")
 
 MAX_QUOTA = 10**15  # of examples, bytes or sessions
 
@@ -82,7 +83,7 @@ class ServerConfig(FrozenModel):
     max_stored_bytes: int = Field(default=4 << 30, ge=1, le=MAX_QUOTA)
     max_sessions: int = Field(default=1000, ge=1, le=MAX_QUOTA)
     process_name: str = Field(default="", max_length=100)
-    process_url: str = Field(default="", pattern=r"(https?://[^/?#@]+)?")
+    process_url: str = ""
     key_grace_time: float = Field(default=60.0, ge=0, le=86_400, allow_inf_nan=False)
     allow_mixed: bool = False
     log_level: Literal["error", "warning", "info"] = "warning"
@@ -104,6 +105,22 @@ class ServerConfig(FrozenModel):
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"must be an origin without a path, such as https://example.org, not {origin!r}")
         return origins
+
+    @field_validator("process_name")
+    @classmethod
+    def _check_process_name(cls, name: str) -> str:
+        """The name is part of a header of every response."""
+        if not name.isprintable():
+            raise ValueError("must consist of printable characters")
+        return name
+
+    @field_validator("process_url")
+    @classmethod
+    def _check_process_url(cls, url: str) -> str:
+        """The address has no path and no password."""
+        if url and not PROCESS_URL.fullmatch(url):
+            raise ValueError(f"must have the form http://NAME:PORT, not {url!r}")
+        return url
 
     @model_validator(mode="after")
     def _check_learning(self) -> Self:

@@ -23,6 +23,7 @@ from ontogeny.server.api.tokenizer import encode_text
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.deployment_kinds import Deployment, LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
+from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
 from ontogeny.server.sessions.texts import Continuation, GenerationFailed, SessionCompletion, TextSessions
@@ -75,7 +76,7 @@ class SessionCaller(NamedTuple):
         """Remembers a request that ends with an error, so that a retry of it takes the step that it has not taken."""
         try:
             yield
-        except CommitUnknown:  # the step may have been taken
+        except (CommitUnknown, OwnedElsewhere):  # the step may have been taken, or another process takes it
             raise
         except BaseException:
             identity: RequestIdentity | None = getattr(self.request.state, "identity", None)
