@@ -483,7 +483,8 @@ def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next
     assert journal.get_branch(reopened.store, "story/anna").current_version == 1
 
 
-def test_erasing_a_long_text_while_it_is_learned_ends_its_update(tmp_path, caplog):
+def test_erasing_a_long_text_while_it_is_learned_ends_its_update(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(learning_loop, "CHECK_INTERVAL", 0.0)
     learned, ended = list[str](), list[str]()
     fake = fake_learner(learned.append)
 

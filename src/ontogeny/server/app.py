@@ -42,9 +42,7 @@ ANY_ADDRESS = ("0.0.0.0", "::")  # hosts that stand for all addresses of the mac
 MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 NUM_THREADS = 8  # for short calls, and again for long ones
-SWITCH_INTERVAL = (
-    0.0005  # seconds after which a thread that waits for the interpreter gets it; Python's default is 0.005
-)
+SWITCH_INTERVAL = 0.0005  # seconds for which a thread has the interpreter while others wait; Python's default is 0.005
 MAX_STOP_TIME = 60.0  # seconds for a server that has failed to end in order
 MAX_WAITING = 1024  # calls of one key that may wait for such a thread
 
