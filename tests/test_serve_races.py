@@ -30,7 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from journal_checks import check_decisions
 from ontogeny import trees
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import branch_changes, journal, loading, partial_steps
+from ontogeny.server.learning import branch_changes, journal, learning_loop, loading, partial_steps
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.branches import WARM_UP_TEXT, BranchConfig, BranchManager
 from ontogeny.server.learning.learner import BranchLearner
