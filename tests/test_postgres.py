@@ -3,7 +3,9 @@
 `make test-postgres` runs all embedded tests of the server with PostgreSQL too.
 """
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 
 import psycopg
@@ -198,6 +200,17 @@ def test_a_database_that_restarts_is_unavailable_and_then_usable(store, postgres
     assert keys.authenticate(store, text) == key
     keys.revoke_key(store, key.id)
     assert keys.authenticate(store, text) is None
+
+
+def test_a_process_with_many_open_files_uses_the_database(postgres, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            stack.enter_context(open(os.devnull))
+        store = stack.enter_context(Store(tmp_path / "state", database_url=postgres.address_for(tmp_path)))
+        assert [store.select_value("SELECT 1") for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_failed_transaction_changes_nothing(store):

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
+import selectors
 import threading
 import time
 import weakref
@@ -50,6 +51,8 @@ GROWN_TABLES = """
 SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'
 AND pg_relation_size(oid) / current_setting('block_size')::bigint > 2 * relpages + 10 ORDER BY relname
 """
+# `select.select` fails if a process has more than 1,024 open files.
+POLL_SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
 log = logging.getLogger(__name__)
 
 
@@ -372,10 +375,9 @@ def _begin(scope: str | None) -> str:
 
 def _is_alive(driver: Any) -> bool:
     """Whether the other side has not closed an idle connection; nothing is sent."""
-    import select
-
-    readable, _, _ = select.select([driver.fileno()], [], [], 0)
-    return not readable
+    with POLL_SELECTOR() as selector:
+        selector.register(driver.fileno(), selectors.EVENT_READ)
+        return not selector.select(0)
 
 
 def _message_of(error: exc.DBAPIError) -> str:
