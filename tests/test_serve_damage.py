@@ -207,7 +207,8 @@ def test_a_branch_whose_version_is_lost_returns_to_the_newest_that_can_be_comput
     assert f"{name}: version 3 is current; {NUM_EXAMPLES - 3} examples will be learned again" in result.actions
     assert check(folder) == []
     with Store(folder) as store:
-        branch, example = journal.read_next_example(store, name)
+        branch = journal.get_branch(store, name)
+        example = journal.find_next_example(store, branch)
         assert (branch.current_version, example is not None and example.number) == (3, last)
     assert call_cli("deployments", "log", "story", "--state-dir", str(folder))[0] == 0
 

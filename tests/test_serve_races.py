@@ -63,7 +63,7 @@ def replay(learner: BranchLearner, weights: Weights, examples: list[str]) -> Wei
     return weights
 
 
-def list_learned_examples(store: SteppedStore, version: journal.BranchVersion) -> set[int]:
+def list_learned_examples(store: Store, version: journal.BranchVersion) -> set[int]:
     """The examples that a version was learned from, those that a restored version inherited included."""
     query = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
     examples = set(store.select_values(query, version.branch, version.root_version))

@@ -245,14 +245,15 @@ def skip_decided(store: Store, branch: Branch) -> None:
             fenced_update(store, branch.branch, branch.fence, last_decided=branch.newest_example)
 
 
-def read_next_example(store: Store, name: str) -> tuple[Branch, TrainingExample | None]:
-    """Returns a branch and, unless it is frozen, its first undecided example."""
+def find_next_example(store: Store, branch: Branch) -> TrainingExample | None:
+    """Returns the first undecided example of a branch, or None if there is none or the branch is frozen.
+
+    The branch may have changed since it was read; `commit_version`, `reject_example` and `skip_decided` notice that.
+    """
+    if branch.frozen:
+        return None
     query = f"SELECT * FROM examples WHERE {PENDING} ORDER BY number LIMIT 1"
-    with store.read_transaction():
-        branch = get_branch(store, name)
-        if branch.frozen:
-            return branch, None
-        return branch, store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
+    return store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
 
 
 def num_pending(store: Store, branch: Branch) -> int:

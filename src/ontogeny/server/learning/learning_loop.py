@@ -157,10 +157,8 @@ class LearningLoop:
     def _learn_one(self, name: str) -> bool:
         """Evaluates the next example of a branch; returns whether there was any."""
         try:
-            self._ownership.claim(journal.get_branch(self._store, name))
-            branch, example = journal.read_next_example(self._store, name)
-            if not self._ownership.owns(branch):
-                return False
+            branch = self._ownership.claim(journal.get_branch(self._store, name))
+            example = journal.find_next_example(self._store, branch)
             if example is None:
                 if not branch.frozen:
                     journal.skip_decided(self._store, branch)

@@ -81,14 +81,13 @@ def make_score(num_bytes: int, frozen_nats: float, live_nats: float) -> TextScor
 
 def add_score(store: Store, branch: str, example: int, version: int, score: TextScore) -> None:
     """Records the score of an example unless it has one; must be called in a transaction."""
-    if has_score(store, example):
-        return
     newest = find_newest(store, branch)
     earlier, frozen_bits = (RunningSums(), 0.0) if newest is None else (newest.sums, newest.total_frozen_bits)
     sums = earlier.add(score.num_bytes, score.frozen_bits - score.live_bits)
     columns = ScoredText._fields[1:]  # the database counts
+    fields = ", ".join("?" * len(columns))
     store.execute(
-        f"INSERT INTO text_scores ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+        f"INSERT INTO text_scores ({', '.join(columns)}) VALUES ({fields}) ON CONFLICT DO NOTHING",
         branch, example, version, *score, time.time(), sums.num_terms, sums.weight, sums.squared_weight,
         frozen_bits + score.frozen_bits, sums.amount, sums.squared_amount, sums.product,
     )  # fmt: skip
