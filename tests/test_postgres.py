@@ -296,8 +296,13 @@ def test_commands_use_the_database(postgres, call_cli, tmp_path, monkeypatch):
     assert "bob" in call_cli("keys", "list", *folder)[1]
     monkeypatch.delenv("ONTOGENY_DATABASE_URL")
     assert "bob" not in call_cli("keys", "list", *folder)[1]
-    code, _, error = call_cli("keys", "list", *folder, "--database-url", "postgresql://anna:secret@localhost/x")
-    assert code == 2 and "command lines are visible to others" in error and "secret" not in error
+    for secret in ("postgresql://anna:secret@localhost/x", "postgresql://anna@localhost/x?password=secret"):
+        code, _, error = call_cli("keys", "list", *folder, "--database-url", secret)
+        assert code == 2 and "command lines are visible to others" in error and "secret" not in error
+    monkeypatch.setenv("ONTOGENY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/x?password=secret")
+    code, _, error = call_cli("keys", "list", *folder)
+    assert code == 2 and "cannot be used" in error and "secret" not in error
+    monkeypatch.delenv("ONTOGENY_DATABASE_URL")
     empty = postgres.address_for(tmp_path / "empty")
     code, _, error = call_cli(
         "deployments", "move", empty, str(tmp_path / "copy"), "--state-dir", str(tmp_path / "other")

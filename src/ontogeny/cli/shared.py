@@ -126,7 +126,7 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
 def refuse_password(address: str | None) -> str | None:
     """Refuse an address with a password: every user of a machine can read the command lines of its processes."""
-    if address is not None and re.match(r"[^/]*//[^/@]*:[^/@]*@", address):
+    if address is not None and re.search(r"^[^/]*//[^/@]*:[^/@]*@|[?&](ssl)?password=", address):
         raise BadInput(
             "command lines are visible to others: give an address with a password in ONTOGENY_DATABASE_URL, or the "
             "password in PGPASSWORD or ~/.pgpass"

@@ -36,6 +36,7 @@ CONNECTION_SETTINGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5_000,  # milliseconds until data that nobody confirms end the connection
 }
+SECRETS = ("password", "sslpassword")  # parameters of an address that no message contains
 MAX_CONNECT_TIME = 2  # seconds, for a server, whose requests wait
 MAX_STATEMENT_TIME = MAX_WAIT + 10.0  # seconds, for a server
 MAX_IDLE_TIME = 5.0  # seconds that a transaction may wait for its next statement
@@ -92,7 +93,8 @@ class PostgresDatabase(Database):
         if url.get_backend_name() not in ("postgresql", "postgres"):
             raise BadInput(f"the address of the database must begin with postgresql://, not {url.drivername}://")
         url = url.set(drivername="postgresql+psycopg")
-        self.label = f"the database '{url.set(drivername='postgresql').render_as_string(hide_password=True)}'"
+        public = url.set(drivername="postgresql").difference_update_query(SECRETS)
+        self.label = f"the database '{public.render_as_string(hide_password=True)}'"
         self.connection_name = f"ontogeny-{secrets.token_hex(8)}"  # in the list of connections of the database
         self._engine = sqlalchemy.create_engine(
             url, pool_size=MAX_CONNECTIONS + NUM_RESERVED, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
