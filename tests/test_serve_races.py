@@ -38,6 +38,7 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.learning.snapshots import delete_unused
 from ontogeny.server.states import decode_state, read_metadata
+from ontogeny.server.store import Store
 from ontogeny.types import Weights
 from serving import ROOT, copy_state_folder, shared_run
 from stepping import SteppedStore, SteppedThread, fake_learner, list_snapshot_paths, snapshot_path
