@@ -10,17 +10,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
 from local_postgres import find_program
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
-from ontogeny.server import keys, migrations, quotas, relations, schema
+from ontogeny.server import deployments, keys, migrations, quotas, relations, schema
 from ontogeny.server.databases.postgres import GROWN_TABLES
-from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning import branch_changes, journal, learning_loop
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
 from ontogeny.server.processes import membership
-from ontogeny.server.processes.membership import Load, Membership
+from ontogeny.server.processes.membership import RENEWAL_INTERVAL, Load, Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.store import Store
 from stepping import fake_learner
@@ -248,6 +249,53 @@ def test_the_statistics_of_the_database_contain_no_texts(store):
     for table in schema.TABLES:
         store.execute(f"ANALYZE {table}")
     assert [store.select_value(query, column) for column in ("number", "text")] == [1, 0]
+
+
+def test_an_idle_process_sends_at_most_five_statements_per_second(store):
+    """Each statement outside of a transaction is a transaction of its own."""
+    statements = list[str]()
+    event.listen(store.database._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    member = Membership(store, "test", allow_mixed=False, find_load=lambda: Load(0, 0))
+    branches = BranchManager(store, "story", fake_learner(), ownership=member)
+    member._keep_lease()  # which registers the process
+    repeated = {
+        member._keep_lease: RENEWAL_INTERVAL,
+        branches.learn_next: learning_loop.SHARED_POLL_INTERVAL,
+        store.check_tables: deployments.SHARED_CHECK_INTERVAL,
+        lambda: branches.forget_erased(journal.find_last_erasure(store)): deployments.FORGETTING_INTERVAL,
+        branches.finish_erasures: deployments.ERASURE_INTERVAL,
+    }
+    rate = 0.0
+    for work, interval in repeated.items():
+        statements.clear()
+        work()
+        assert len(statements) == 1
+        rate += len(statements) / interval
+    assert rate <= 5
+    member.leave()
+
+
+def test_a_heartbeat_ends_processes_whose_lease_has_expired(store):
+    members = [Membership(store, "test", allow_mixed=False, find_load=lambda: Load(0, 0)) for _ in range(2)]
+    for member in members:
+        member._keep_lease()
+    with store.transaction():
+        query = "UPDATE processes SET expires_at = clock_timestamp() WHERE number = ?"
+        store.execute(query, members[0].number)
+    members[1]._keep_lease()
+    assert store.select_values("SELECT number FROM processes") == [members[1].number]
+    members[0]._keep_lease()  # it registers again
+    assert store.select_values("SELECT number FROM processes ORDER BY number") == [
+        members[1].number,
+        members[0].number,
+    ]
+
+
+def test_tables_that_are_gone_are_noticed(store, postgres, tmp_path):
+    with psycopg.connect(postgres.address_for(tmp_path), autocommit=True) as connection:
+        connection.execute("DROP TABLE inherited_examples")
+    with pytest.raises(StorageDamaged, match='relation "inherited_examples" does not exist'):
+        store.check_tables()
 
 
 def test_tables_of_a_newer_version_are_refused(store, postgres, tmp_path):

@@ -29,7 +29,8 @@ from ontogeny.stages.session import AgentSession
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
-TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of the database
+TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of a database in the state folder
+SHARED_CHECK_INTERVAL = 5.0  # seconds between two looks at the tables of PostgreSQL, which checks its own files
 COLLECTION_INTERVAL = 3600.0  # seconds between deletions of unused snapshots from a shared store
 FORGETTING_INTERVAL = 1.0  # seconds between two looks at what other processes have erased
 ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
@@ -187,8 +188,9 @@ class Deployments:
 
     def _watch(self) -> None:
         """Checks the deployments and the database at intervals until the server stops."""
+        check_interval = TABLE_CHECK_INTERVAL if self.store.database.has_file else SHARED_CHECK_INTERVAL
         tasks: list[tuple[float, Callable[[], None], LoggedErrors]] = [
-            (TABLE_CHECK_INTERVAL, self._check_tables, LoggedErrors("the check of the tables")),
+            (check_interval, self._check_tables, LoggedErrors("the check of the tables")),
             (self.config.weight_check_interval, self._check_weights, LoggedErrors("the check of the weights")),
             (ERASURE_INTERVAL, self._finish_erasures, LoggedErrors("the end of erasures")),
             (FORGETTING_INTERVAL, self._forget_erased, LoggedErrors("the search for erasures of other processes")),

@@ -54,6 +54,10 @@ AND pg_relation_size(oid) / current_setting('block_size')::bigint > 2 * relpages
 """
 # `select.select` fails if a process has more than 1,024 open files.
 POLL_SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+# Reads the format and the first record of each table, in one statement, because it is repeated.
+TABLE_CHECK = "SELECT max(version_num), {} FROM alembic_version".format(
+    ", ".join(f"EXISTS (SELECT FROM {table})" for table in schema.TABLES)
+)
 log = logging.getLogger(__name__)
 
 
@@ -187,9 +191,7 @@ class PostgresDatabase(Database):
         """Checks that all tables exist and have the current format; see `Database`."""
         try:
             with self._storage_errors(), self._connect() as connection:
-                number = migrations.read_format(connection)
-                for table in schema.TABLES:
-                    connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1")
+                number = connection.exec_driver_sql(TABLE_CHECK).one()[0]
         except exc.ProgrammingError as error:
             raise self.note_damage(_message_of(error)) from None
         if number != migrations.current_format():
@@ -227,10 +229,14 @@ class PostgresDatabase(Database):
             shared = "" if exclusive else "_shared"
             query = f"SELECT pg_try_advisory_lock{shared}({SERVER}, hashtext(current_schema()))"
             connection.detach()  # the lock ends with the connection, which no other thread may use
-            is_free = bool(connection.exec_driver_sql(query).scalar())
-            if not is_free or (exclusive and not _wait_for_leases(connection)):
-                raise BadInput(f"{'a server' if exclusive else 'a copy or repair'} uses {self.label} at present")
-            yield
+            try:
+                is_free = bool(connection.exec_driver_sql(query).scalar())
+                if not is_free or (exclusive and not _wait_for_leases(connection)):
+                    raise BadInput(f"{'a server' if exclusive else 'a copy or repair'} uses {self.label} at present")
+                yield
+            finally:
+                with contextlib.suppress(exc.SQLAlchemyError):  # PostgreSQL notices the end of a connection later
+                    connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
 
     def end_connections(self, name: str) -> None:
         """Closes the connections of another process; see `Database`."""

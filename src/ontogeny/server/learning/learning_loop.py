@@ -29,7 +29,8 @@ from ontogeny.server.learning.text_scores import TextScore
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
-POLL_INTERVAL = 0.5  # seconds between two looks at the journal
+# Seconds between two looks at the journal for examples of other processes, or of commands; a request wakes the thread.
+POLL_INTERVAL, SHARED_POLL_INTERVAL = 0.5, 1.0  # the second is that of a database which many processes read
 CHECK_INTERVAL = 0.1  # seconds of learning between two looks at whether the branch has changed
 ALL_BRANCHES = "all branches"  # failures that do not belong to one branch
 STORAGE_FAILURE = "the disk is full or fails"  # for clients; the log has the details
@@ -118,7 +119,9 @@ class LearningLoop:
 
     def _learn_all(self) -> float:
         """Learns one example of every branch that has one; returns the seconds until the next look at the journal."""
-        return 0.0 if self._attempt(ALL_BRANCHES, self.learn_next) else POLL_INTERVAL
+        if self._attempt(ALL_BRANCHES, self.learn_next):
+            return 0.0
+        return SHARED_POLL_INTERVAL if self._store.database.is_shared else POLL_INTERVAL
 
     def _attempt(self, name: str, work: Callable[[], bool | None]) -> bool | None:
         """Calls a function, unless `name` failed a moment ago; a failure is recorded and retried later."""

@@ -3,6 +3,7 @@
 Each module of `versions` is one step; a database is upgraded when a server or a command that may write opens it.
 """
 
+from functools import cache
 from pathlib import Path
 
 from alembic.config import Config
@@ -19,6 +20,7 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(Path(__file__).parent))
 
 
+@cache
 def current_format() -> str:
     """The number of the last step that this version of the package knows."""
     return str(_scripts().get_current_head())

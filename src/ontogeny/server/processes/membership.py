@@ -191,7 +191,8 @@ class Membership(BranchOwnership):
         try:
             with self._store.database.reserved_connection(LEASE):
                 begun_at, lease = time.clock_gettime(CLOCK), self._lease
-                if lease is None or not self._renew(lease[0]):
+                num_expired = None if lease is None else self._renew(lease[0])
+                if lease is None or num_expired is None:
                     self._lease = None
                     number = self._register()
                     if lease is not None:
@@ -199,7 +200,8 @@ class Membership(BranchOwnership):
                     lease = (number, 0.0)
                 self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
                 self._store.process_number = lease[0]
-                self._end_expired()
+                if num_expired != 0:
+                    self._end_expired()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)
         return max(0.0, called_at + RENEWAL_INTERVAL - time.monotonic())
@@ -213,14 +215,15 @@ class Membership(BranchOwnership):
             self.name, self.url, store.database.connection_name, self.computed_by, __version__, time.time(), LEASE,
         )  # fmt: skip
 
-    def _renew(self, number: int) -> bool:
-        """Extends the lease; returns whether it had not expired."""
+    def _renew(self, number: int) -> int | None:
+        """Extends the lease; returns the number of processes whose lease has expired, or None if this one has."""
         load = self._find_load()
         query = (
             "UPDATE processes SET renewed_at = clock_timestamp(), num_running = ?, num_waiting = ?, "
-            f"expires_at = clock_timestamp() + ? * INTERVAL '1 second' WHERE number = ? AND {IS_ALIVE}"
+            f"expires_at = clock_timestamp() + ? * INTERVAL '1 second' WHERE number = ? AND {IS_ALIVE} "
+            f"RETURNING (SELECT count(*) FROM processes WHERE NOT {IS_ALIVE})"
         )
-        return bool(self._store.execute(query, *load, LEASE, number).rowcount)
+        return self._store.select_value(query, *load, LEASE, number)
 
     def _end_expired(self) -> None:
         """Removes processes whose lease has expired, and closes their connections with any open transaction."""
