@@ -251,7 +251,7 @@ def test_the_statistics_of_the_database_contain_no_texts(store):
     assert [store.select_value(query, column) for column in ("number", "text")] == [1, 0]
 
 
-def test_an_idle_process_sends_at_most_five_statements_per_second(store):
+def test_an_idle_process_sends_less_than_five_statements_per_second(store):
     """Each statement outside of a transaction is a transaction of its own."""
     statements = list[str]()
     event.listen(store.database._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
