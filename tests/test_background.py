@@ -16,7 +16,7 @@ from ontogeny.server.databases.availability import Availability
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.branches import BranchManager
-from ontogeny.server.processes import membership, shared_limits
+from ontogeny.server.processes import membership, reporting
 from ontogeny.server.processes.membership import Load, Membership
 from ontogeny.server.processes.shared_limits import SharedRateLimits
 from ontogeny.server.store import Store
@@ -168,7 +168,7 @@ def test_the_learner_outlives_exceptions(store, caplog, monkeypatch):
 
 def test_the_reports_of_rate_limits_outlive_exceptions(shared, caplog, monkeypatch):
     limits = SharedRateLimits(shared)
-    monkeypatch.setattr(shared_limits, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(reporting, "RETRY_INTERVAL", 0.01)
     report = Planted(limits._report)
     monkeypatch.setattr(limits, "_report", report)
     key = keys.LOCAL._replace(id="anna", requests_per_minute=100)

@@ -12,7 +12,7 @@ from ontogeny.server import keys
 from ontogeny.server.key_lookup import FRESH_TIME
 from ontogeny.server.keys import LOCAL
 from ontogeny.server.learning import journal
-from ontogeny.server.processes import shared_limits
+from ontogeny.server.processes import reporting, shared_limits
 from ontogeny.server.processes.membership import Load, Membership, list_processes
 from ontogeny.server.processes.shared_limits import MAX_EXCESS, MIN_REQUESTS, SharedRateLimits
 from ontogeny.server.quotas import QuotaExceeded
@@ -121,7 +121,7 @@ def test_quotas_of_storage_hold_over_processes(postgres, tmp_path):
 
 def test_reports_of_many_keys_do_not_wait_for_each_other(postgres, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shared_limits, "MAX_BATCH", 50)
-    monkeypatch.setattr(shared_limits, "CLEANING_INTERVAL", 0.05)
+    monkeypatch.setattr(reporting, "CLEANING_INTERVAL", 0.05)
     names = [LOCAL._replace(id=f"key {i}", requests_per_minute=1000) for i in range(200)]
     with limiters(3, tmp_path, postgres.address_for(tmp_path)) as processes:
 

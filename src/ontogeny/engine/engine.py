@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -88,6 +88,8 @@ class Engine:
         prefix_cache: The texts processed last.
         failure: The error that stopped the engine, if any.
         num_generated_tokens: Tokens generated so far.
+        count_elsewhere: Returns how many requests of an owner wait in engines of other processes with the same limit.
+            It is called while the engine is locked, and must not block.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Engine:
         Args:
             config: The config of all weights that requests name.
             max_num_seqs: The most sequences that are generated at the same time.
-            max_queue: The most requests of one owner that may wait.
+            max_queue: The most requests of one owner that may wait, here and elsewhere (`count_elsewhere`).
             max_context: The most tokens on which an answer can depend; by default the context of the model.
             kv_cache_bytes: Memory for keys and values; by default half of what is available at the start.
             compute_dtype: The type of matrix products.
@@ -117,6 +119,7 @@ class Engine:
         self.max_sequence_length = min(config.context_length, max_context or config.context_length)
         self.failure: BaseException | None = None
         self.num_generated_tokens = 0
+        self.count_elsewhere: Callable[[str], int] = lambda owner: 0
         self._max_queue, self._compute_dtype = max_queue, compute_dtype
         self._runner = create_runner(config, self.max_sequence_length, max_num_seqs, kv_cache_bytes, compute_dtype)
         self._num_slots = max_num_seqs if self._runner.max_num_seqs is None else self._runner.max_num_seqs
@@ -151,6 +154,11 @@ class Engine:
     def num_requests_waiting(self) -> int:
         """Requests that wait for a slot or for memory."""
         return len(self._scheduler.waiting)
+
+    def count_waiting(self) -> Counter[str]:
+        """Returns how many requests of each owner wait or have a reserved place in the queue."""
+        with self._lock:
+            return Counter(sequence.request.owner for sequence in self._scheduler.waiting) + self._num_reserved
 
     @property
     def applies_adapters(self) -> bool:
@@ -204,7 +212,7 @@ class Engine:
         with self._lock:
             self._check_running()
             waiting = sum(sequence.request.owner == owner for sequence in self._scheduler.waiting)
-            num_waiting = waiting + self._num_reserved[owner]
+            num_waiting = waiting + self._num_reserved[owner] + self.count_elsewhere(owner)
             if num_waiting and num_waiting + num_requests > self._max_queue:
                 raise QueueFull(self._mean_request_seconds * num_waiting / self._num_slots)
             self._num_reserved[owner] += num_requests
@@ -229,8 +237,7 @@ class Engine:
     def release(self, reservation: QueueReservation) -> None:
         """Give up the places of a reservation; see `QueueReservation.release`."""
         with self._lock:
-            self._num_reserved[reservation.owner] -= reservation.num_places
-            reservation.num_places = 0
+            self._use_places(reservation)
 
     def submit_all(
         self,
@@ -258,8 +265,7 @@ class Engine:
         if reservation is None:
             reservation = self.reserve(len(sequences), requests[0].owner)
         with self._lock:
-            self._num_reserved[reservation.owner] -= reservation.num_places
-            reservation.num_places = 0
+            self._use_places(reservation)
             self._check_running()
             self._scheduler.waiting.extend(sequences)
             self._lock.notify_all()
@@ -277,6 +283,13 @@ class Engine:
             self._lock.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+
+    def _use_places(self, reservation: QueueReservation) -> None:
+        """Ends a reservation, if it has not ended; called while the lock is held."""
+        self._num_reserved[reservation.owner] -= reservation.num_places
+        reservation.num_places = 0
+        if not self._num_reserved[reservation.owner]:
+            del self._num_reserved[reservation.owner]
 
     def _check_running(self) -> None:
         """Raises `QueueFull` once the engine stops; called while the lock is held."""

@@ -32,7 +32,9 @@ from ontogeny.server.key_lookup import KeyLookup
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
 from ontogeny.server.process_memory import trim_memory_periodically
+from ontogeny.server.processes.membership import Membership
 from ontogeny.server.processes.shared_limits import SharedRateLimits
+from ontogeny.server.processes.shared_queues import SharedQueues
 from ontogeny.server.rate_limits import RateLimits
 from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
@@ -91,6 +93,7 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     for name, deployment in deployments.by_name.items():
         if isinstance(deployment, LanguageDeployment):
             deployment.on_erased = functools.partial(intake.forget_examples, name)
+    shared_queues = None if deployments.membership is None else _share_queues(deployments, deployments.membership)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -99,12 +102,16 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
         deployments.start(url)
         meter.start()
         rate_limits.start()
+        if shared_queues is not None:
+            shared_queues.start()
         if deployments.membership is not None:  # until then, other processes receive the requests
             await asyncio.to_thread(deployments.wait_for_start)
         trimming = asyncio.create_task(trim_memory_periodically())
         yield
         trimming.cancel()
         rate_limits.stop()
+        if shared_queues is not None:
+            shared_queues.stop()
         meter.stop()
         long_calls.stop()
         bodies.stop()
@@ -181,6 +188,14 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
         raise _unusable_address(config.host, config.port, error) from None
     if deployments.error is not None:
         raise deployments.error
+
+
+def _share_queues(deployments: Deployments, membership: Membership) -> SharedQueues:
+    """Lets the limits of all queues hold over the processes that share the database."""
+    shared_queues = SharedQueues(deployments.store, membership)
+    for name, deployment in deployments.by_name.items():
+        shared_queues.add(name, deployment.queues)
+    return shared_queues
 
 
 def _omit_status_422(app: FastAPI) -> None:

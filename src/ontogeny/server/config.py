@@ -35,7 +35,7 @@ class ServerConfig(FrozenModel):
         allowed_hosts: Host name, beside those of loopback, for which the server answers, as behind a proxy; repeatable.
         allowed_origins: Origin whose pages may use the server, such as https://example.org; repeatable.
         max_num_seqs: Sequences generated at a time per model.
-        max_queue: Requests of one key that may wait per model, in each process.
+        max_queue: Requests of one key that may wait per model, in all processes that share a database.
         max_context: Tokens on which an answer can depend at most (default: the context of the model).
         max_kv_cache_bytes: Memory for keys and values of all requests, per model (default: half of the memory that is
             available at the start, divided among the models).

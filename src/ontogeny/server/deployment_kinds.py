@@ -20,6 +20,7 @@ from ontogeny.lm.adapters import AdapterTree
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server.config import ServerConfig
+from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.learning import branch_changes, default_config, journal, learner
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
@@ -31,6 +32,7 @@ from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
 from ontogeny.server.served_models import FINAL
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
+from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 from ontogeny.stages.session import AgentSession
 
@@ -111,6 +113,11 @@ class LanguageDeployment:
         self.sessions.stop()
         if self.branches is not None:
             self.branches.stop()
+
+    @property
+    def queues(self) -> dict[str, Engine | FairExecutor | SessionTurns]:
+        """The queues in which requests of a key wait, by name."""
+        return {"requests": self.engine, **self.sessions.queues}
 
     def served_weights(self, owner_key: str) -> ServedWeights:
         """Returns the weights that answer the requests of a key now.
@@ -216,6 +223,7 @@ class AgentDeployment:
         self.digest = self.sessions.digest
         self.failure: str | None = None
         self.learning_failure = None  # a session learns while it is called
+        self.queues = self.sessions.queues
 
     def start(self) -> None:
         """Compiles a step."""

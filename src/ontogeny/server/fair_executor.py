@@ -33,10 +33,11 @@ class FairExecutor:
     Args:
         name: The name of the threads.
         num_threads: How many calls run at the same time; one owner has at most one less, and at least one.
-        max_waiting: Calls of one owner that may wait.
+        max_waiting: Calls of one owner that may wait, here and elsewhere (`count_elsewhere`).
 
     Attributes:
         num_started: Calls begun so far.
+        count_elsewhere: Returns how many calls of an owner wait in other processes, without blocking.
     """
 
     def __init__(self, name: str, num_threads: int, max_waiting: float = float("inf")) -> None:
@@ -46,6 +47,7 @@ class FairExecutor:
         self._condition = threading.Condition()
         self._is_stopping = False
         self.num_started = 0
+        self.count_elsewhere: Callable[[str], int] = lambda owner: 0
         self._threads = [
             threading.Thread(target=self._work, name=f"{name} {i}", daemon=True) for i in range(num_threads)
         ]
@@ -57,6 +59,11 @@ class FairExecutor:
         """Calls that wait for a thread."""
         with self._condition:
             return sum(map(len, self._waiting.values()))
+
+    def count_waiting(self) -> dict[str, int]:
+        """Returns how many calls of each owner wait."""
+        with self._condition:
+            return {owner: sum(not call.future.cancelled() for call in queue) for owner, queue in self._waiting.items()}
 
     def submit(
         self, owner: str, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -77,7 +84,7 @@ class FairExecutor:
             queue = self._waiting.setdefault(owner, deque())
             for call in [call for call in queue if call.future.cancelled()]:
                 queue.remove(call)
-            if self._is_stopping or len(queue) >= self._max_waiting:
+            if self._is_stopping or len(queue) + self.count_elsewhere(owner) >= self._max_waiting:
                 if not queue:
                     del self._waiting[owner]
                 raise QueueFull(RETRY_AFTER)

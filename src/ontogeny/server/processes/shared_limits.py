@@ -15,24 +15,17 @@ is answered.
 A process that cannot reach the database grants its part, 1 / P of the limit, by itself.
 """
 
-import logging
 import math
 import time
 
-from ontogeny.errors import StorageUnavailable
-from ontogeny.server.background import BackgroundThread
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.processes.membership import IS_ALIVE
+from ontogeny.server.processes.reporting import MAX_AGE, MAX_BATCH, REPORT_INTERVAL, ReportingThread
 from ontogeny.server.rate_limits import BucketName, RateLimits, TokenBucket, Unit
 from ontogeny.server.store import Store
 
 MAX_EXCESS = 0.1  # of the allowance of a minute, for all processes together
 MIN_REQUESTS = 5  # that a process may grant between two reports, however low the limit is
-REPORT_INTERVAL = 0.02  # seconds between two reports
-MAX_AGE = 0.25  # seconds since the last report after which a refused request causes the next one
-RETRY_INTERVAL = 0.5  # seconds between two reports while the database does not answer
-MAX_BATCH = 1000  # buckets of one report
-CLEANING_INTERVAL = 600.0  # seconds
 MAX_IDLE_TIME = 120.0  # seconds until an unused bucket, which is full, leaves the memory
 REPORT = f"""
 INSERT INTO rate_limits AS stored (key, unit, per_minute, level, updated_at)
@@ -50,7 +43,6 @@ DELETE FROM rate_limits WHERE (key, unit, per_minute) IN (
     FOR UPDATE SKIP LOCKED
 )
 """  # full buckets
-log = logging.getLogger(__name__)
 
 
 class SharedBucket(TokenBucket):
@@ -141,8 +133,7 @@ class SharedRateLimits(RateLimits):
         self._changed: set[BucketName] = set()
         self._num_processes = 2  # until the database has answered
         self._is_separated = False
-        self._cleaned_at = time.monotonic()
-        self._thread = BackgroundThread("rate limits", self._report_all, pause=RETRY_INTERVAL, delay=None)
+        self._thread = ReportingThread("rate limits", self._report_all, self._separate, self._clean)
 
     def start(self) -> None:
         """Begins to report."""
@@ -151,7 +142,6 @@ class SharedRateLimits(RateLimits):
     def stop(self) -> None:
         """Ends the thread, and reports what was taken since the last report."""
         self._thread.stop()
-        self._thread.attempt()
 
     def _bucket(self, key: ApiKey, unit: Unit, per_minute: int | None) -> TokenBucket | None:
         """Returns the copy of a bucket; the thread looks after the present call whether it has changed."""
@@ -166,25 +156,18 @@ class SharedRateLimits(RateLimits):
             bucket.separate(self._num_processes)
         return bucket
 
-    def _report_all(self) -> float | None:
-        """Reports what was taken since the last report; returns the seconds until that is repeated after a failure."""
-        try:
-            while self._report():
-                pass
-            if time.monotonic() - self._cleaned_at > CLEANING_INTERVAL:
-                self._clean()
-        except Exception as error:
-            with self._lock:
-                self._is_separated = True
-                for name, bucket in self._buckets.items():
-                    bucket.separate(self._num_processes)
-                    self._changed.add(name)
-            if not isinstance(error, StorageUnavailable):
-                raise
-            return RETRY_INTERVAL
-        finally:
-            self._thread.sleep(REPORT_INTERVAL)  # although a request may wake the thread
-        return None
+    def _report_all(self) -> None:
+        """Reports what was taken since the last report."""
+        while self._report():
+            pass
+
+    def _separate(self) -> None:
+        """Grants the part of this process while the database does not answer."""
+        with self._lock:
+            self._is_separated = True
+            for name, bucket in self._buckets.items():
+                bucket.separate(self._num_processes)
+                self._changed.add(name)
 
     def _report(self) -> bool:
         """Reports some changed buckets, and takes the levels of the database over; returns whether there are more."""
@@ -213,9 +196,8 @@ class SharedRateLimits(RateLimits):
 
     def _clean(self) -> None:
         """Removes full buckets from the memory and from the database."""
-        self._cleaned_at = time.monotonic()
         with self._lock:
-            oldest = self._cleaned_at - MAX_IDLE_TIME
+            oldest = time.monotonic() - MAX_IDLE_TIME
             idle = {name for name, bucket in self._buckets.items() if bucket.updated_at < oldest}
             for name in idle - self._changed:
                 del self._buckets[name]

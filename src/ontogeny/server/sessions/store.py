@@ -80,6 +80,11 @@ class SessionManager(ABC, Generic[SessionT]):
         self.executor = FairExecutor(f"sessions of {name}", num_threads, max_waiting)
         self.turns, self.failed_attempts = SessionTurns(max_waiting), FailedAttempts()
 
+    @property
+    def queues(self) -> dict[str, FairExecutor | SessionTurns]:
+        """The queues in which calls of a key wait, by name."""
+        return {"session calls": self.executor, "session turns": self.turns}
+
     def stop(self) -> None:
         """Finishes the current calls and cancels the waiting ones."""
         self.executor.stop()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from weakref import WeakValueDictionary
 
 from ontogeny.engine.engine import QueueFull
@@ -14,13 +14,21 @@ class SessionTurns:
     """Lets the calls of one session run one after another. All calls belong to one event loop.
 
     Args:
-        max_calls: Calls of one key that may wait or run.
+        max_calls: Calls of one key that may wait or run, here and elsewhere (`count_elsewhere`).
+
+    Attributes:
+        count_elsewhere: Returns how many calls of a key wait or run in other processes, without blocking.
     """
 
     def __init__(self, max_calls: float) -> None:
         self._max_calls = max_calls
         self._num_calls: Counter[str] = Counter()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self.count_elsewhere: Callable[[str], int] = lambda key: 0
+
+    def count_waiting(self) -> dict[str, int]:
+        """Returns how many calls of each key wait or run; may be called on any thread."""
+        return dict(self._num_calls)
 
     @contextlib.asynccontextmanager
     async def take(self, key: str, id: str) -> AsyncIterator[None]:
@@ -33,7 +41,7 @@ class SessionTurns:
         Raises:
             QueueFull: `max_calls` calls of this key wait or run.
         """
-        if self._num_calls[key] >= self._max_calls:
+        if self._num_calls[key] + self.count_elsewhere(key) >= self._max_calls:
             raise QueueFull(RETRY_AFTER)
         self._num_calls[key] += 1
         try:
