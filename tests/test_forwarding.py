@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 import uvicorn
 
+from ontogeny.errors import StorageUnavailable
 from ontogeny.server.api.forwarding import RequestForwarding
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.learning.branches import BranchManager
@@ -106,16 +107,17 @@ def test_a_request_that_is_passed_on_is_counted_once(processes):
     assert [process.num_counted for process in processes] == [0, 0, 3]
 
 
-def test_a_request_waits_while_its_process_has_no_lease_for_a_moment(processes):
+def test_a_request_waits_while_its_process_has_no_lease_for_a_moment(processes, monkeypatch):
     first = processes[0]
-    renew, failures = first.member._attempt, []
+    renew, failures = first.member._renew, []
 
-    def fail():
-        failures.append(time.monotonic())
-        if len(failures) > 5:
-            renew()
+    def fail(number):
+        failures.append(number)
+        if len(failures) < 6:
+            raise StorageUnavailable("slow")
+        return renew(number)
 
-    first.member._attempt = fail
+    monkeypatch.setattr(first.member, "_renew", fail)
     while first.member.number is not None:
         time.sleep(0.01)
     status, text, seconds = first.ask()
