@@ -33,7 +33,7 @@ PREFIX = "serve.capacity."
 KEYS = (10**3, 10**5, 10**7)
 NUM_BRANCHES, NUM_IDLE_KEYS = 24, 5000  # of the measurement
 MAX_SNAPSHOTS, SNAPSHOT_INTERVAL = BranchConfig().max_snapshots, BranchConfig().snapshot_interval
-CONNECTIONS_PER_PROCESS = 13
+CONNECTIONS_PER_PROCESS = 14
 MONTH = 30 * 24 * 3600  # seconds
 
 
