@@ -5,16 +5,23 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from database_proxy import DatabaseProxy
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys
+from ontogeny.server.config import ServerConfig
+from ontogeny.server.deployments import Deployments
 from ontogeny.server.key_lookup import FRESH_TIME, KeyLookup
 from ontogeny.server.keys import LOCAL
+from ontogeny.server.learning import learning_loop
+from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.store import Store
+from ontogeny.server.usage import UsageMeter
 from serving import ServerProcess, shared_run, wait_until
+from stepping import fake_learner
 
 pytestmark = pytest.mark.sqlite
 NUM_CALLS = 20
@@ -186,6 +193,35 @@ def test_a_revoked_key_is_refused_within_a_second_by_a_slow_database(store, othe
     assert find(lookup, text) == [None]
 
 
+def test_failures_of_an_outage_count_no_longer_than_the_outage(store, proxy, monkeypatch):
+    """So that `/ready` answers 200 as soon as the database can be reached, and not after the next attempt."""
+    branches = BranchManager(store, "story", fake_learner())
+    meter = UsageMeter(Deployments([], store, ServerConfig()))
+    meter.count(LOCAL, "story", 3, 4)
+    proxy.is_silent = True
+    wait_until(lambda: not is_usable(store) and store.database.failed_at is not None, LONG)
+    branches.loop._attempt(learning_loop.ALL_BRANCHES, branches.learn_next)
+    meter._write()
+    assert branches.loop.general_failure and branches.loop.failure("story/anna") and meter.failure
+    proxy.restore()
+    wait_until(lambda: store.database.failed_at is None, LONG)
+    assert not branches.loop.general_failure and not branches.loop.failure("story/anna") and not meter.failure
+    branches.add_example("anna", "anna", "a text")
+    monkeypatch.setattr("ontogeny.server.learning.loading.MIN_RETRY_INTERVAL", LONG)
+    assert branches.loop._attempt(learning_loop.ALL_BRANCHES, branches.learn_next)  # at once
+    assert not branches.loop._failures
+    meter._write()
+    assert keys.list_usage(store)[0].num_requests == 1
+    monkeypatch.setattr(keys, "add_usage", partial(_fail, StorageUnavailable("the disk is full")))
+    meter.count(LOCAL, "story", 3, 4)
+    meter._write()
+    assert meter.failure  # which is no outage
+
+
+def _fail(error: Exception, *_: object) -> None:
+    raise error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["silent", "refused", "slow", "suspended"])
 def test_frozen_models_answer_while_the_database_does_not(postgres, proxy, tmp_path_factory, tmp_path, fault):
@@ -224,7 +260,7 @@ def test_frozen_models_answer_while_the_database_does_not(postgres, proxy, tmp_p
             disturb("none", proxy, postgres)
             wait_until(lambda: (complete("live"), complete("fixed")) == (200, 200), 60)
             assert complete("fixed", unused) == 200
-            wait_until(lambda: server.get("/ready")[0] == 200, 60)
+            assert server.get("/ready")[0] == 200
             texts = {record[0] for record in store.execute("SELECT number FROM examples")}
             assert texts.issuperset(acknowledged)
 

@@ -51,6 +51,7 @@ class UsageMeter:
         self._amounts: dict[tuple[str, str, str], list[int]] = {}  # (API key, deployment, day) -> counts
         self._num_decisions: dict[str, DecisionCount] = {}  # by deployment
         self._failure: str | None = None  # of the last attempt to write
+        self._outage: float | None = None  # `Database.failed_at` at that time
         self._thread = BackgroundThread("usage meter", self._write, delay=WRITE_INTERVAL)
         self.registry = CollectorRegistry()
         self.registry.register(NUM_COMPILATIONS)
@@ -93,7 +94,7 @@ class UsageMeter:
         """The reason why usage is not written to the database, or None."""
         if self._thread.has_failed:
             return "the thread that writes the usage of keys has ended"
-        return self._failure
+        return None if self._store.database.has_recovered(self._outage) else self._failure
 
     def count(self, key: ApiKey, deployment: str, prompt_tokens: int, completion_tokens: int) -> None:
         """Counts one request of a key with its tokens."""
@@ -146,9 +147,10 @@ class UsageMeter:
         try:
             if amounts:
                 keys.add_usage(self._store, [UsageRecord(*usage_key, *counts) for usage_key, counts in amounts.items()])
-            self._failure = None
+            self._failure = self._outage = None
         except Exception as error:
             self._add(amounts)
+            self._outage = self._store.database.failed_at
             if self._failure is None:
                 log.error("the usage of keys cannot be written at present: %s", error)
             self._failure = "the usage of keys cannot be written to the disk at present"

@@ -8,10 +8,9 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from ontogeny.report.page import render
 from ontogeny.server.api import context, errors
-from ontogeny.server.api.context import Caller
+from ontogeny.server.api.context import Caller, ServerContext
 from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.request_limits import server_stops
-from ontogeny.server.deployments import Deployments
 
 router = APIRouter(route_class=FairRoute)
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,8 +50,8 @@ async def check_readiness(request: Request) -> dict[str, str]:
     server = context.get_context(request)
     if server.deployments.membership is not None and server.deployments.membership.is_leaving:
         raise server_stops()
-    if server.meter.failure is not None and not _is_in_grace_time(server.deployments):
-        raise errors.unavailable(server.meter.failure, "storage_unavailable")
+    if (reason := _find_storage_failure(server)) is not None:
+        raise errors.unavailable(reason, "storage_unavailable")
     for deployment in server.deployments.by_name.values():
         reason = deployment.failure or deployment.learning_failure
         if reason is not None:
@@ -66,10 +65,16 @@ def show_metrics(request: Request, key: Caller) -> PlainTextResponse:
     return PlainTextResponse(context.get_context(request).meter.metrics(), media_type=PROMETHEUS)
 
 
-def _is_in_grace_time(deployments: Deployments) -> bool:
-    """Whether models that do not learn are answered although the database cannot be reached."""
-    failed_at = deployments.store.database.failed_at
-    return failed_at is not None and time.monotonic() - failed_at < deployments.config.key_grace_time
+def _find_storage_failure(server: ServerContext) -> str | None:
+    """Why nothing can be stored, or None; also in the grace time, in which models that do not learn are answered."""
+    membership, learns = server.deployments.membership, [d.learning for d in server.deployments.by_name.values()]
+    if membership is not None and membership.number is None and any(learns):
+        return "this process has no lease from the database at present"
+    failed_at = server.deployments.store.database.failed_at
+    if failed_at is None:
+        return server.meter.failure
+    is_in_grace_time = time.monotonic() - failed_at < server.deployments.config.key_grace_time
+    return None if is_in_grace_time else "the database cannot be reached"
 
 
 def _html(template: str, **variables: Any) -> HTMLResponse:

@@ -89,6 +89,14 @@ class Database(ABC):
         """The time (`time.monotonic`) since which the database cannot be reached, or None."""
         return None
 
+    def has_recovered(self, failed_at: float | None) -> bool:
+        """Whether the database can be reached again.
+
+        Args:
+            failed_at: The value of `failed_at` when a call failed; None for a failure with another cause.
+        """
+        return failed_at is not None and self.failed_at is None
+
     def reserved_connection(self, max_wait: float = MAX_PROBE_TIME) -> AbstractContextManager[None]:
         """Lets the calls of this thread have a connection that others do not occupy, and a short time for an answer.
 

@@ -94,7 +94,8 @@ class LearningLoop:
 
     def failure(self, name: str) -> str | None:
         """Returns why a branch does not learn at present, or None."""
-        state = self._failures.get(name) or self._failures.get(ALL_BRANCHES)
+        failures = self._present_failures()
+        state = failures.get(name) or failures.get(ALL_BRANCHES)
         return None if state is None else state.reason
 
     @property
@@ -102,9 +103,14 @@ class LearningLoop:
         """The reason why no branch can learn at present, or None."""
         if self._thread.has_failed:
             return "the learning thread has ended"
-        failures = dict(self._failures)
+        failures = self._present_failures()
         is_general = ALL_BRANCHES in failures or any(state.reason == STORAGE_FAILURE for state in failures.values())
         return "an attempt failed and will be repeated; see the log of the server" if is_general else None
+
+    def _present_failures(self) -> dict[str, RetryState]:
+        """The failures by branch, without those of an outage of the database that is over."""
+        has_recovered = self._store.database.has_recovered
+        return {name: state for name, state in dict(self._failures).items() if not has_recovered(state.outage)}
 
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
@@ -125,8 +131,9 @@ class LearningLoop:
 
     def _attempt(self, name: str, work: Callable[[], bool | None]) -> bool | None:
         """Calls a function, unless `name` failed a moment ago; a failure is recorded and retried later."""
-        failure = self._failures.get(name)
-        if failure is not None and time.monotonic() < failure.next_attempt:
+        failure, database = self._failures.get(name), self._store.database
+        is_due = failure is None or time.monotonic() >= failure.next_attempt
+        if failure is not None and not is_due and not database.has_recovered(failure.outage):
             return False
         try:
             worked = work()
@@ -134,7 +141,7 @@ class LearningLoop:
             if self._thread.is_stopping and isinstance(error, BranchUnavailable):
                 return False  # the update, or the computation of the branch, was interrupted
             reason = STORAGE_FAILURE if isinstance(error, StorageUnavailable) else str(error)
-            self._failures[name] = next_retry(failure, reason)
+            self._failures[name] = next_retry(failure, reason)._replace(outage=database.failed_at)
             if failure is None or failure.reason != reason:
                 scope = f"all branches of '{self._deployment}'" if name == ALL_BRANCHES else f"the branch '{name}'"
                 details = None if isinstance(error, EXPECTED_ERRORS) else error

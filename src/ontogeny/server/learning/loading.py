@@ -36,6 +36,7 @@ class RetryState(NamedTuple):
     reason: str
     interval: float  # seconds between the last attempt and the next
     next_attempt: float  # a value of `time.monotonic`
+    outage: float | None = None  # `Database.failed_at` at the failure, if the database could not be reached
 
 
 def next_retry(previous: RetryState | None, reason: str) -> RetryState:
