@@ -6,6 +6,7 @@ import pytest
 
 from ontogeny.server.learning import branch_changes, journal, loading
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.request_identity import IdempotencyKeyReused, RequestIdentity
 from ontogeny.server.store import Store
 from stepping import fake_learner
 
@@ -91,3 +92,48 @@ def test_a_slow_database_does_not_hold_up_the_search_for_weights_in_memory(branc
     work.join()
     search.join()
     assert not is_blocked and branches.loader.find(branch) is loaded
+
+
+def test_changes_with_an_idempotency_key_take_effect_once(branches):
+    store, state = branches.store, branches.export("anna")
+
+    def identity(digest):
+        return RequestIdentity(digest, digest, 0, 0.0)
+
+    calls = {
+        "roll back": lambda: branches.rollback("anna", 0, "anna", identity("roll back")),
+        "restore": lambda: branches.restore("anna", state, "anna", identity("restore")),
+        "fork": lambda: branches.fork("anna", "carl", "anna", identity("fork")),
+    }
+    for name, call in calls.items():
+        first = call()
+        branches.add_example("anna", "anna", f"a text after the first call: {name}")
+        while branches.learn_next():
+            pass
+        before = [journal.get_branch(store, f"story/{owner}") for owner in ("anna", "carl") if name == "fork"]
+        current = branches.current("anna").version
+        assert call() == first and branches.current("anna").version == current
+        assert before == [journal.get_branch(store, branch.branch) for branch in before]
+    with pytest.raises(IdempotencyKeyReused):
+        branches.rollback("anna", 1, "anna", RequestIdentity("another", "fork", 0, 0.0))
+    kinds = [decision.kind for decision in journal.list_decisions(store, "story") if decision.example is None]
+    assert kinds == ["rollback", "restored", "forked"]
+    assert len(list(store.snapshots.list_files())) == len(list(journal.list_snapshots(store)))
+
+
+def test_a_repeated_restoration_that_overtakes_the_first_one_leaves_no_file(branches, monkeypatch):
+    store, state, identity = branches.store, branches.export("anna"), RequestIdentity("a", "a", 0, 0.0)
+    branches.rollback("anna", 0, "test")
+    refuse, calls = branch_changes.refuse_repetition, []
+
+    def overtake(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            branches.restore("anna", state, "anna", identity)  # passes this place, too
+            return
+        refuse(*arguments)
+
+    monkeypatch.setattr(branch_changes, "refuse_repetition", overtake)
+    version = branches.restore("anna", state, "anna", identity)
+    assert version.number == 3 == journal.next_version(store, "story/anna") - 1
+    assert len(list(store.snapshots.list_files())) == 1

@@ -298,6 +298,20 @@ def test_a_repeated_idempotency_key_teaches_once_and_returns_the_first_number(se
     assert len(list_texts(server, key)) == 4
 
 
+def test_a_repeated_rollback_with_an_idempotency_key_is_made_once(server, state_dir):
+    key = create_key(state_dir, admin=True)
+    path, body = "/v1/models/story/rollback", {"version": 0}
+    answers = [post(server, key, path, body, Idempotency_Key="back")]
+    assert answers[0].status == 200 and add_example(server, key, "It is not set aside.").status == 200
+    answers.append(post(server, key, path, body, Idempotency_Key="back"))
+    assert answers[0] == answers[1] and list_texts(server, key) == ["It is not set aside."]
+    status = server.get("/v1/models/story/examples", key)[1]["data"][0]["status"]
+    assert status in ("waiting", "learned", "rejected")
+    assert post(server, key, path, {"version": 1}, Idempotency_Key="back").status == 400
+    assert post(server, key, path, body).status == 200
+    assert server.get("/v1/models/story/examples", key)[1]["data"][0]["status"] in ("set_aside", "rejected")
+
+
 def test_simultaneous_requests_of_one_idempotency_key_teach_once(server, key):
     with ThreadPoolExecutor(8) as threads:
         sent = [threads.submit(add_example, server, key, "All at once.", Idempotency_Key="k") for _ in range(16)]

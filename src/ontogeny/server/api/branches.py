@@ -15,6 +15,7 @@ from ontogeny.server.api import context, errors, teaching
 from ontogeny.server.api.bodies import BodyRoute
 from ontogeny.server.api.context import AdminCaller, Caller, LimitedCaller
 from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.identification import identify
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
@@ -24,6 +25,7 @@ from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.listing import PageRequest
 from ontogeny.server.learning.text_scores import ScoredText
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.stats import RatioEstimate
 
 router = APIRouter(route_class=BodyRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
@@ -149,7 +151,8 @@ async def restore_branch(request: Request, key: LimitedCaller, branches: Branche
         raise errors.forbidden("changing a shared branch")
     state = await request.body()
     try:
-        return (await _run(request, key, branches.restore, key.id, state, key.id))._asdict()
+        identity = await _identify(request)
+        return (await _run(request, key, branches.restore, key.id, state, key.id, identity))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), code="state_rejected") from None
 
@@ -168,7 +171,8 @@ async def fork_branch(request: Request, key: AdminCaller, branches: Branches, bo
     owner_key = key.id if body.owner_key is None else body.owner_key
     await asyncio.to_thread(_find_branch, branches, owner_key)
     try:
-        return (await _run(request, key, branches.fork, owner_key, body.target_key, key.id))._asdict()
+        identity = await _identify(request)
+        return (await _run(request, key, branches.fork, owner_key, body.target_key, key.id, identity))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "target_key") from None
 
@@ -208,12 +212,13 @@ async def erase_example(
 
 
 @router.post("/rollback")
-def roll_back(key: AdminCaller, branches: Branches, body: RollbackRequest) -> dict[str, Any]:
+async def roll_back(request: Request, key: AdminCaller, branches: Branches, body: RollbackRequest) -> dict[str, Any]:
     """Makes an earlier version of a branch current; 0 is the trained weights."""
     if body.owner_key:
-        _find_branch(branches, body.owner_key)
+        await asyncio.to_thread(_find_branch, branches, body.owner_key)
+    owner_key, identity = body.owner_key or key.id, await _identify(request)
     try:
-        return branches.rollback(body.owner_key or key.id, body.version, key.id)._asdict()
+        return (await asyncio.to_thread(branches.rollback, owner_key, body.version, key.id, identity))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "version") from None
 
@@ -255,6 +260,12 @@ def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
     with contextlib.suppress(BadInput):
         return journal.get_branch(branches.store, f"{branches.deployment}/{owner_key}")
     raise errors.missing_resource(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")
+
+
+async def _identify(request: Request) -> RequestIdentity | None:
+    """Returns the features by which a request is recognized that has an idempotency key; None for another one."""
+    identity = await identify(request)
+    return None if identity.idempotency_key is None else identity
 
 
 async def _run(

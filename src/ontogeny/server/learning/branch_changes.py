@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
-from ontogeny.server.learning import journal, text_scores
+from ontogeny.server.learning import journal, repeats, text_scores
 from ontogeny.server.learning.journal import BranchVersion, TrainingExample
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
 # The versions that lead to a version and their examples, for queries; the parameters are branch, number and branch.
@@ -35,7 +36,26 @@ def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[
     return names
 
 
-def rollback(store: Store, branch: str, number: int, actor: str, fence: int | None = None) -> BranchVersion:
+class ChangeRepeated(Exception):
+    """A request repeats an earlier one, which has made a version current; nothing was changed.
+
+    Args:
+        version: That version, or a later one that was restored or forked.
+    """
+
+    def __init__(self, version: BranchVersion) -> None:
+        super().__init__(f"version {version.number} is current by an earlier request")
+        self.version = version
+
+
+def rollback(
+    store: Store,
+    branch: str,
+    number: int,
+    actor: str,
+    fence: int | None = None,
+    request: RequestIdentity | None = None,
+) -> BranchVersion:
     """Makes an earlier version current, from which learning continues. Later examples are deferred: not learned again.
 
     Args:
@@ -44,16 +64,22 @@ def rollback(store: Store, branch: str, number: int, actor: str, fence: int | No
         number: The version that becomes current.
         actor: Who wants it, for the log of decisions.
         fence: See `journal.add_example`.
+        request: The request of the key `actor`, if it has an idempotency key; it takes effect once.
 
     Raises:
         BadInput: There is no such version, or it was learned from an example that was erased.
         BranchLost: The branch has another fence by now.
+        IdempotencyKeyReused: The idempotency key belongs to another request.
     """
     with store.transaction():
         version = journal.get_version(store, branch, number)
+        if request is not None and repeats.find_record(store, actor, request) is not None:
+            return version
         if version.deleted:
             raise BadInput(f"version {number} of '{branch}' was learned from an example that was erased")
         _set_current(store, version, fence)
+        if request is not None:
+            repeats.add_record(store, actor, request, None)
         journal.log_decision(store, branch, "rollback", None, number, version.held_out_loss, f"by {actor}")
     return version
 
@@ -97,6 +123,7 @@ def restore_version(
     is_fork: bool = False,
     fence: int | None = None,
     confirm: Callable[[], None] = lambda: None,
+    request: RequestIdentity | None = None,
 ) -> BranchVersion:
     """Makes uploaded weights a new version without a parent, and makes it current.
 
@@ -116,13 +143,16 @@ def restore_version(
         is_fork: Whether the weights come from another branch of this server instead of from an upload.
         fence: See `journal.add_example`.
         confirm: See `journal.add_snapshot`.
+        request: See `rollback`.
 
     Raises:
         BranchLost: The branch has another fence by now.
+        ChangeRepeated: An equal request has been carried out.
         ErasedSource: The weights were learned from an example that was erased.
         QuotaExceeded: The key of the branch may not store the weights.
     """
     with store.transaction():
+        refuse_repetition(store, name, actor, request)
         source = _recognize(store, journal.get_branch(store, name).deployment, source_digest, exported_from)
         if source is not None and source.deleted:
             raise ErasedSource("this state was learned from an example that was erased")
@@ -135,11 +165,29 @@ def restore_version(
         if source is not None:
             _inherit_examples(store, source, name, number)
         _set_current(store, version, fence)
+        if request is not None:
+            repeats.add_record(store, actor, request, None)
         kind = "forked" if is_fork else "restored"
         journal.log_decision(
             store, name, kind, None, number, held_out_loss, f"by {actor}; {journal.describe_version(store, version)}"
         )
     return version
+
+
+def refuse_repetition(store: Store, branch: str, key: str, request: RequestIdentity | None) -> None:
+    """Raises `ChangeRepeated` if a request to restore or fork repeats one that has been carried out.
+
+    Args:
+        store: The database.
+        branch: The branch that gets the weights.
+        key: The key that sent the request.
+        request: The request, if it has an idempotency key.
+    """
+    if request is not None and repeats.find_record(store, key, request) is not None:
+        query = "SELECT * FROM versions WHERE branch = ? AND parent IS NULL ORDER BY number DESC LIMIT 1"
+        version = store.select_one(BranchVersion, query, branch)
+        if version is not None:
+            raise ChangeRepeated(version)
 
 
 def _recognize(

@@ -25,7 +25,7 @@ from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server.learning import branch_changes, journal, partial_steps
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
-from ontogeny.server.learning.branch_changes import ErasedSource
+from ontogeny.server.learning.branch_changes import ChangeRepeated, ErasedSource
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import Branch, BranchLost, BranchVersion, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
@@ -184,10 +184,13 @@ class BranchManager:
         self.loop.wake()
         return number
 
-    def rollback(self, owner_key: str, number: int, actor: str) -> BranchVersion:
+    def rollback(
+        self, owner_key: str, number: int, actor: str, request: RequestIdentity | None = None
+    ) -> BranchVersion:
         """Makes an earlier version of the branch of a key current; see `branch_changes.rollback`."""
         return self._change_own(
-            owner_key, lambda branch: branch_changes.rollback(self.store, branch.branch, number, actor, branch.fence)
+            owner_key,
+            lambda branch: branch_changes.rollback(self.store, branch.branch, number, actor, branch.fence, request),
         )
 
     def erase_example(self, number: int, actor: str) -> None:
@@ -232,13 +235,22 @@ class BranchManager:
         """Returns the current version of a key's branch as a state file, with scratch and digest."""
         return self._export(self.current(owner_key))
 
-    def restore(self, owner_key: str, data: bytes, actor: str, *, is_fork: bool = False) -> BranchVersion:
+    def restore(
+        self,
+        owner_key: str,
+        data: bytes,
+        actor: str,
+        request: RequestIdentity | None = None,
+        *,
+        is_fork: bool = False,
+    ) -> BranchVersion:
         """Makes an exported state the current version of a key's branch.
 
         Args:
             owner_key: The key that owns the branch.
             data: The state file.
             actor: Who restores it.
+            request: See `branch_changes.rollback`.
             is_fork: Whether the state comes from another branch instead of from an upload.
 
         Raises:
@@ -272,20 +284,26 @@ class BranchManager:
                 {branch.branch} if origin is None else {branch.branch, origin[0]},
                 lambda file, confirm: branch_changes.restore_version(
                     self.store, branch.branch, digest, loss, distance, file, actor, source_digest=source_digest,
-                    exported_from=origin, is_fork=is_fork, fence=branch.fence, confirm=confirm,
+                    exported_from=origin, is_fork=is_fork, fence=branch.fence, confirm=confirm, request=request,
                 ),
             )  # fmt: skip
 
-        version = self._change_own(owner_key, record)
+        try:
+            branch_changes.refuse_repetition(self.store, self.open(owner_key).branch, actor, request)
+            version = self._change_own(owner_key, record)
+        except ChangeRepeated as repetition:
+            return repetition.version
         self.snapshots.delete_surplus(version)
         return version
 
-    def fork(self, owner_key: str, target_key: str, actor: str) -> BranchVersion:
-        """Makes the current version of one key's branch the current version of another key's branch."""
+    def fork(
+        self, owner_key: str, target_key: str, actor: str, request: RequestIdentity | None = None
+    ) -> BranchVersion:
+        """Makes the current version of one key's branch the current version of another key's branch; see `restore`."""
         while True:
             source = self.loader.load(self.open(owner_key).branch)  # of any process: only the target is written
             try:
-                return self.restore(target_key, self._export(source), actor, is_fork=True)
+                return self.restore(target_key, self._export(source), actor, request, is_fork=True)
             except ErasedSource:  # an example of this version was erased in the meantime
                 if self.open(owner_key).current_version == source.version.number:
                     raise
