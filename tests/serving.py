@@ -203,14 +203,15 @@ class ServerProcess:
                 env=optimized_environment() | database_variables(state_dir) | (environment or {}),
             )
         if ready:
-            wait_until(self._is_ready)
+            wait_until(self.is_ready)
 
     @property
     def url(self) -> str:
         """The address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether the server answers requests; fails if it has ended."""
         assert self.process.poll() is None, self.log.read_text()
         line = re.search(r"^serving .* on \S*:(\d+)$", self.log.read_text(), re.MULTILINE)
         if line is None:

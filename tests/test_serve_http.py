@@ -27,7 +27,7 @@ from ontogeny.lm import evaluation
 from ontogeny.renamed import TABLES
 from ontogeny.server import keys
 from ontogeny.server.api import protocol
-from ontogeny.server.api.errors import add_error_handlers
+from ontogeny.server.api.error_handlers import add_error_handlers
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.api.unsupported import IGNORED, DefaultOnly
 from ontogeny.server.store import Store

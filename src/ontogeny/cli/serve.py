@@ -22,7 +22,7 @@ from ontogeny.server.config import ServerConfig
 from ontogeny.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ontogeny.server.deployment_kinds import Deployment
 
@@ -53,6 +53,16 @@ def serve(
     snapshot_url: SnapshotUrl = None,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray[:SETTING=VALUE,...]",
+            help="Serve from several processes of a Ray cluster instead of this process, with the settings "
+            "num_replicas (2), num_cpus of each (1) and address (RAY_ADDRESS, or a new cluster on this machine); needs "
+            "PostgreSQL.",
+            show_default=False,
+        ),
+    ] = None,
     **settings: Any,
 ) -> None:
     """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online.
@@ -62,25 +72,23 @@ def serve(
     names = {"frozen": tuple(frozen or ()), "best": tuple(best or ())}
     config = validate(ServerConfig, settings | {"online": online} | names, "serve")
     named_runs = _name_runs(runs or [], alias or [])
+    if on is not None:
+        prepare = functools.partial(configure_jax, device, num_host_devices)
+        return _serve_on_ray(
+            on, named_runs, config, (state_dir, database_url, snapshot_url), prepare=prepare, needs_gpu=device == "gpu"
+        )
     from ontogeny.server import process_memory
 
     process_memory.limit_memory_arenas()
     with process_memory.collection_paused():
         configure_jax(device, num_host_devices)
-        from ontogeny.runs.kinds import require_loadable
         from ontogeny.server import app
-        from ontogeny.server.deployments import Deployments, check_names
+        from ontogeny.server.deployments import opened_deployments
         from ontogeny.server.store import Store
 
-    check_names(named_runs)
-    for _, run in named_runs:
-        require_loadable(run)  # before the state folder is created
+    _check_runs(named_runs)
     store = Store(state_dir, database_url=database_url, snapshot_url=snapshot_url)
-    with store.lock():
-        store.check_integrity()
-        store.check_snapshots()
-        store.update_statistics()
-        deployments = Deployments(named_runs, store, config)
+    with opened_deployments(named_runs, store, config) as deployments:
         deployments.on_started = process_memory.exclude_from_collection
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
 
@@ -90,6 +98,32 @@ def serve(
             _print(f"starting {modes}")
 
         app.serve(deployments, on_listening=announce)
+
+
+def _serve_on_ray(
+    on: str,
+    runs: list[tuple[str, Path]],
+    config: ServerConfig,
+    storage: tuple[Path, str | None, str | None],
+    *,
+    prepare: "Callable[[], None]",
+    needs_gpu: bool,
+) -> None:
+    """Serve from several processes on a Ray cluster."""
+    from ontogeny.server.clusters.ray_serve import serve_on_ray
+
+    _check_runs(runs)
+    serve_on_ray(on, runs, config, storage, prepare, needs_gpu=needs_gpu, announce=_print)
+
+
+def _check_runs(runs: list[tuple[str, Path]]) -> None:
+    """Check what is to be served before the state folder is created."""
+    from ontogeny.runs.kinds import require_loadable
+    from ontogeny.server.deployments import check_names
+
+    check_names(runs)
+    for _, run in runs:
+        require_loadable(run)
 
 
 def print_details(deployments: "Sequence[Deployment]") -> None:

@@ -8,27 +8,21 @@ must be equal to it bit for bit.
 import contextlib
 import os
 import pickle
-import secrets
-import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput, require_at_least, require_between
-from ontogeny.optional_packages import import_optional
+from ontogeny.parallel import ray_clusters
 from ontogeny.parallel.deadlines import Deadlines
 from ontogeny.parallel.drivers import MAX_ATTEMPTS, MAX_WORKERS, Driver, SharedSetup
 from ontogeny.parallel.tasks import Setup, Task, TaskAnswer, TaskFailure, digest
 from ontogeny.parallel.worker import answer_on_ray, num_processors, worker_environment
 
-LOCAL = "local"  # Ray's word for a new cluster on this machine
 SECONDS_BETWEEN_CHECKS = 1.0  # of deadlines, while no answer arrives
 SECONDS_BETWEEN_COUNTS = 5.0  # of the workers of the cluster
 MAX_CONNECTIONS = 5  # attempts to connect again to a cluster, and connections of one call that may be lost
-SECONDS_BEFORE_REFUSAL = 10.0  # of an address at which no program listens
-SECONDS_BEFORE_RECONNECTION = 2.0  # doubled after each attempt
 DEADLINES_BEFORE_EXIT = 3.0  # after so many deadlines a worker that hangs ends itself
 
 
@@ -60,19 +54,15 @@ class RayCluster(Driver):
         super().__init__(mixed_workers=mixed_workers)
         require_between(0, MAX_WORKERS, num_workers=num_workers)
         require_at_least(0, deadline=deadline)
-        self._address = address or os.environ.get("RAY_ADDRESS", "") or LOCAL
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self._address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-            # Ray's processes listen on all network interfaces; this cluster answers to this process only.
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self._ray = import_optional("ray", "ray", "the driver 'ray' and --on ray")
+        self._address = ray_clusters.find_address(address)
+        self._ray = ray_clusters.import_ray(self._address, "ray", "the driver 'ray' and --on ray")
         self._connection_errors = (ConnectionError, self._ray.exceptions.RaySystemError, *_grpc_errors())
         self._num_local_workers = num_workers
         self._deadlines = Deadlines(deadline)
         self._owns_connection = not self._ray.is_initialized()
         self._late: dict[Any, tuple[Task, str]] = {}  # submissions of answered tasks, with the digest of the answer
         self._num_workers, self._last_count = 0, float("-inf")
-        self._require_listener()
+        ray_clusters.require_listener(self._address)
         self._connect(num_attempts=1)
 
     def close(self) -> None:
@@ -85,45 +75,9 @@ class RayCluster(Driver):
             if self._owns_connection:
                 self._ray.shutdown()
 
-    def _require_listener(self) -> None:
-        """Raises `BadInput` at once where no program listens at the address; Ray would wait for minutes."""
-        host, _, port = self._address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdecimal():
-            return
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), SECONDS_BEFORE_REFUSAL).close()
-        except (OSError, OverflowError) as error:
-            raise self._no_response(error) from None
-
-    def _no_response(self, error: Exception) -> BadInput:
-        """The error for a cluster to which no connection can be made."""
-        message = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        return BadInput(f"the Ray cluster '{self._address}' does not respond: {message}")
-
     def _connect(self, num_attempts: int) -> None:
         """Connect to the cluster; further attempts where it does not respond."""
-        options: dict[str, Any] = {}
-        if self._address == LOCAL:
-            options = {"num_cpus": self._num_local_workers or num_processors(), "_node_ip_address": "127.0.0.1"}
-        for attempt in range(num_attempts):
-            try:
-                if not self._ray.is_initialized():
-                    with warnings.catch_warnings():
-                        # Ray's processes replace their program at once, so JAX's threads do not matter to them.
-                        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                        self._ray.init(
-                            self._address,
-                            logging_level="error",
-                            log_to_driver=False,
-                            include_dashboard=False,
-                            **options,
-                        )
-                break
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                self._ray.shutdown()
-                if attempt + 1 == num_attempts or isinstance(error, ValueError):
-                    raise self._no_response(error) from None
-                time.sleep(SECONDS_BEFORE_RECONNECTION * 2**attempt)
+        ray_clusters.connect(self._ray, self._address, self._num_local_workers or num_processors(), num_attempts)
         remote = self._ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS - 1, scheduling_strategy="SPREAD")
         self._answer = remote(answer_on_ray)
         self._count_workers()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ from ontogeny.server.api import agents, assets, branches, completions, pages, se
 from ontogeny.server.api.authentication import Authentication
 from ontogeny.server.api.bodies import BodyParser
 from ontogeny.server.api.context import ServerContext
-from ontogeny.server.api.errors import add_error_handlers
+from ontogeny.server.api.error_handlers import add_error_handlers
 from ontogeny.server.api.origins import OriginGuard, is_loopback
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.api.routes import LenientRouting
@@ -36,6 +37,7 @@ from ontogeny.server.processes.membership import Membership
 from ontogeny.server.processes.shared_limits import SharedRateLimits
 from ontogeny.server.processes.shared_queues import SharedQueues
 from ontogeny.server.rate_limits import RateLimits
+from ontogeny.server.store import Store
 from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
 
@@ -81,7 +83,8 @@ def build_app(deployments: Deployments, url: str = "") -> ServerApplication:
         upload_limit=UploadLimits(deployments).find,
         answers_until_end=deployments.membership is not None,
     )
-    return ServerApplication(OriginGuard(ExampleHeader(limits), config), limits)
+    reachable = config.model_copy(update={"process_url": config.process_url or url})
+    return ServerApplication(OriginGuard(ExampleHeader(limits), reachable), limits)
 
 
 def build_api(deployments: Deployments, url: str = "") -> FastAPI:
@@ -134,60 +137,109 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     return app
 
 
-def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> None:
-    """Serves until the process is told to stop, or until nothing can be answered any more.
+class ListeningServer:
+    """A server whose address belongs to it, and which can be run once.
 
     Args:
-        deployments: The models; their configuration names the address.
-        on_listening: Called once the address belongs to the server, with the URL of the server.
+        deployments: The models.
+        listening: The socket of the address.
 
-    Raises:
-        BadInput: The address cannot be used; other machines could reach it although no key exists, or other processes
-            could not reach it; or no deployment can be started.
-        StorageDamaged: The database was damaged, removed or replaced.
-        ServerFailed: All deployments have failed.
+    Attributes:
+        url: The address.
     """
-    config = deployments.config
-    has_valid_key = any(key.revoked_at is None for key in keys.list_keys(deployments.store))
-    if not is_loopback(config.host) and not has_valid_key:
-        raise BadInput(
-            f"other machines could use '{config.host}' without a key: create one with `ontogeny keys create`, "
-            "or listen on 127.0.0.1"
-        )
-    if deployments.membership is not None and not config.process_url and config.host in ANY_ADDRESS:
-        raise BadInput(f"other processes cannot reach this one at '{config.host}': name its address with --process-url")
-    _raise_file_limit()
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    configure_logs(config.log_level)
-    listening = _bind(config.host, config.port, listens=deployments.membership is None)
-    on_listening(_url(listening))
-    application = build_app(deployments, _url(listening))
-    server = build_server(
-        application.guard,
-        application.limits,
-        arrival_limit=ARRIVAL_LIMIT,
-        send_limit=config.time_limit,
-        backlog=BACKLOG,
-        drain_time=config.drain_time,
-        on_exit=deployments.hand_over,
-    )
 
-    def stop() -> None:
+    def __init__(self, deployments: Deployments, listening: socket.socket) -> None:
+        self.url = _url(listening)
+        self._deployments, self._listening, config = deployments, listening, deployments.config
+        application = build_app(deployments, self.url)
+        self._server = build_server(
+            application.guard,
+            application.limits,
+            arrival_limit=ARRIVAL_LIMIT,
+            send_limit=config.time_limit,
+            backlog=BACKLOG,
+            drain_time=config.drain_time,
+            on_exit=deployments.hand_over,
+        )
+        deployments.on_failed = self._end
+
+    def run(self) -> None:
+        """Serves until the process is told to stop, or until nothing can be answered any more.
+
+        Raises:
+            BadInput: The address cannot be used, or no deployment can be started.
+            StorageDamaged: The database was damaged, removed or replaced.
+            ServerFailed: All deployments have failed.
+        """
+        try:
+            self._server.run(sockets=[self._listening])
+        except OSError as error:  # another process has listened on the port in the meantime
+            if self._server.started:
+                raise
+            config = self._deployments.config
+            raise _unusable_address(config.host, config.port, error) from None
+        if self._deployments.error is not None:
+            raise self._deployments.error
+
+    def stop(self) -> None:
+        """Begins to end the server as SIGTERM does: it hands its branches over and answers what it has accepted."""
+        self._server.handle_exit(signal.SIGTERM, None)
+
+    def _end(self) -> None:
         """Ends the server in order, or at least the process if a thread does not end."""
-        server.should_exit = True
+        self._server.should_exit = True
         timer = threading.Timer(MAX_STOP_TIME, os._exit, [1])
         timer.daemon = True
         timer.start()
 
-    deployments.on_failed = stop
-    try:
-        server.run(sockets=[listening])
-    except OSError as error:  # another process has listened on the port in the meantime
-        if server.started:
-            raise
-        raise _unusable_address(config.host, config.port, error) from None
-    if deployments.error is not None:
-        raise deployments.error
+
+def open_server(deployments: Deployments, address: tuple[str, int] | None = None) -> ListeningServer:
+    """Opens the address of a server.
+
+    Args:
+        deployments: The models; their configuration names the address at which clients connect.
+        address: Host and port of this process, if a program in front of it has that address.
+
+    Raises:
+        BadInput: The address cannot be used; other machines could reach it although no key exists, or other processes
+            could not reach it.
+    """
+    config = deployments.config
+    host, port = address or (config.host, config.port)
+    for reachable in (host, config.host):
+        require_key(deployments.store, reachable)
+    if deployments.membership is not None and not config.process_url and host in ANY_ADDRESS:
+        raise BadInput(f"other processes cannot reach this one at '{host}': name its address with --process-url")
+    _raise_file_limit()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    configure_logs(config.log_level)
+    return ListeningServer(deployments, _bind(host, port, listens=deployments.membership is None))
+
+
+def require_key(store: Store, host: str) -> None:
+    """Raises `BadInput` if other machines could use an address without a key, because none exists."""
+    if not is_loopback(host) and all(key.revoked_at is not None for key in keys.list_keys(store)):
+        raise BadInput(
+            f"other machines could use '{host}' without a key: create one with `ontogeny keys create`, "
+            "or listen on 127.0.0.1"
+        )
+
+
+def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> None:
+    """Serves until the process is told to stop; see `open_server` and `ListeningServer.run`.
+
+    Args:
+        deployments: The models; their configuration names the address.
+        on_listening: Called once the address belongs to the server, with the URL of the server.
+    """
+    server = open_server(deployments)
+    on_listening(server.url)
+    server.run()
+
+
+def require_free_address(host: str, port: int) -> None:
+    """Raises `BadInput` if no server can listen on an address of this machine at present."""
+    _bind(host, port, listens=True).close()
 
 
 def _share_queues(deployments: Deployments, membership: Membership) -> SharedQueues:

@@ -212,6 +212,7 @@ def build_server(
     config = uvicorn.Config(
         app,
         http=type("Connection", (LimitedConnection,), attributes),
+        loop="asyncio",  # also where another one is installed
         ws="none",
         log_config=None,
         access_log=False,

@@ -3,12 +3,13 @@
 This module does not depend on HTTP.
 """
 
+import contextlib
 import logging
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ontogeny.engine.engine import default_cache_bytes
@@ -284,6 +285,26 @@ class Deployments:
         """The branches of all deployments that learn."""
         languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
         return [deployment.branches for deployment in languages if deployment.branches is not None]
+
+
+@contextlib.contextmanager
+def opened_deployments(runs: Sequence[tuple[str, Path]], store: Store, config: ServerConfig) -> Iterator[Deployments]:
+    """Opens the deployments of a server, which nobody else may use in a way that it excludes.
+
+    Args:
+        runs: Name and folder of each deployment.
+        store: The database, which is checked before.
+        config: The settings of the server.
+
+    Raises:
+        BadInput: See `Deployments` and `Store`.
+        StorageDamaged: The database is damaged.
+    """
+    with store.lock():
+        store.check_integrity()
+        store.check_snapshots()
+        store.update_statistics()
+        yield Deployments(runs, store, config)
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

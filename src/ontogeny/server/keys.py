@@ -141,7 +141,7 @@ def find_valid(store: Store, texts: Sequence[str]) -> tuple[bool, dict[str, ApiK
     Returns:
         What `has_keys` returns, and the valid keys by text.
     """
-    ids = [_read_id(text) for text in texts]
+    ids = [read_id(text) for text in texts]
     query = (  # which returns at least one record if there is any key
         f"SELECT hash, {COLUMNS} FROM keys WHERE id IN ({', '.join('?' * len(ids))}) OR id = (SELECT min(id) FROM keys)"
     )
@@ -160,6 +160,13 @@ def find_valid(store: Store, texts: Sequence[str]) -> tuple[bool, dict[str, ApiK
 def authenticate(store: Store, text: str) -> ApiKey | None:
     """Returns the valid key of this text, or None; see `find_valid`."""
     return find_valid(store, [text])[1].get(text)
+
+
+def is_valid_id(store: Store, id: str) -> bool:
+    """Whether requests without a secret may be those of a key: it exists and was not revoked, or none was created."""
+    if id == LOCAL.id:
+        return True
+    return store.select_value("SELECT 1 FROM keys WHERE id = ? AND revoked_at IS NULL", id) is not None
 
 
 def add_usage(store: Store, records: Iterable[UsageRecord]) -> None:
@@ -202,7 +209,7 @@ def _select_key(store: Store, id: str) -> ApiKey | None:
     return store.select_one(ApiKey, f"SELECT {COLUMNS} FROM keys WHERE id = ?", id)
 
 
-def _read_id(text: str) -> str:
+def read_id(text: str) -> str:
     """The id in the text of a key; an empty text if it is none."""
     parts = text.split("-", 2)
     return parts[1] if len(parts) == 3 and parts[0] == "og" else ""

@@ -6,6 +6,7 @@ by its route and body.
 
 from typing import NamedTuple
 
+IDEMPOTENCY_KEY, RETRY_COUNT = "idempotency-key", "x-stainless-retry-count"  # headers of requests
 RETRY_WINDOW = 600.0  # seconds in which a retry without an idempotency key is recognized
 IDEMPOTENCY_KEY_WINDOW = 24 * 3600.0  # seconds in which an idempotency key is known
 

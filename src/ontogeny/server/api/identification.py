@@ -6,9 +6,8 @@ from fastapi import Request
 
 from ontogeny.server.api import errors
 from ontogeny.server.api.bodies import body_digest
-from ontogeny.server.request_identity import RequestIdentity
+from ontogeny.server.request_identity import IDEMPOTENCY_KEY, RETRY_COUNT, RequestIdentity
 
-IDEMPOTENCY_KEY, RETRY_COUNT = "idempotency-key", "x-stainless-retry-count"  # headers of requests
 MAX_KEY_LENGTH = 255  # characters of an idempotency key
 
 

@@ -1,0 +1,1 @@
+"""Servers whose processes a cluster manager starts and watches."""

@@ -1,0 +1,138 @@
+"""Passing requests on to the replicas of a server, each of which is a server process with an address of its own.
+
+Plain ASGI application. It neither reads keys from the database nor parses bodies: the replica that receives a request
+does so, and passes it on to the owner of the branch if it is another one. A request whose replica ends before it has
+answered is sent to another one, marked as repeated, so that its text is taught once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi.security.utils import get_authorization_scheme_param
+
+from ontogeny.server.api.errors import ApiError, unavailable
+from ontogeny.server.api.relaying import HOP_HEADERS, Relay, RepeatableRequest
+from ontogeny.server.keys import LOCAL, read_id
+
+MAX_WAITING_TIME = 10.0  # seconds until a replica answers
+MAX_CHOICE_TIME = 2.0  # seconds in which a replica names its address
+RETRY_INTERVAL = 0.1  # seconds
+MAX_STORED_BYTES = 4 << 20  # of a body, so that the request can be repeated
+FORWARDED_HEADERS = HOP_HEADERS - {b"content-length"}
+log = logging.getLogger(__name__)
+
+
+class Ingress:
+    """The application.
+
+    Args:
+        choose: Returns the address of a replica, or raises an exception if there is none at present. It receives a
+            hint: requests with one hint should go to one replica. An empty text is no hint.
+        hint: The hint of all requests; None for the id of the key of each.
+    """
+
+    def __init__(self, choose: Callable[[str], Awaitable[str]], hint: str | None) -> None:
+        self._choose, self._hint = choose, hint
+        self._relay: Relay | None = None
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        """Handles one connection of the ASGI protocol."""
+        if scope["type"] == "lifespan":
+            return await _confirm_lifespan(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        request = RepeatableRequest(scope, receive, send)
+        try:
+            await self._answer(request)
+        except ApiError as error:
+            await error.response(scope, receive, send)
+        finally:
+            request.close()
+
+    async def _answer(self, request: RepeatableRequest) -> None:
+        """Sends a request to replicas until one answers.
+
+        Raises:
+            ApiError: None answers.
+        """
+        hint = find_key_id(request.scope) if self._hint is None else self._hint
+        deadline = time.monotonic() + MAX_WAITING_TIME
+        while not await self._attempt(request, hint):
+            if request.is_disconnected:
+                return
+            if not request.is_repeatable or time.monotonic() > deadline:
+                raise unavailable("no process of the server answers at present; retry later", "no_process")
+            hint = ""  # the replica of the hint may have ended
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _attempt(self, request: RepeatableRequest, hint: str) -> bool:
+        """Sends a request to one replica, and relays its answer; returns False if nothing was answered."""
+        try:
+            url = await self._choose(hint)
+        except Exception as error:
+            log.info("no replica can be chosen at present: %s: %s", type(error).__name__, error)
+            return False
+        self._relay = self._relay or Relay()
+        headers = [(name, text) for name, text in request.marked_headers() if name not in FORWARDED_HEADERS]
+        async with self._relay.response(request, url, headers, _read_body(request), _is_alive) as response:
+            if response is None:
+                return False
+            await request.send_response(response)
+        return True
+
+
+class IngressReplica:
+    """The ingress as a replica of Ray Serve.
+
+    Args:
+        replicas: The handle of Ray for the replicas of the server.
+        hint: See `Ingress`.
+    """
+
+    def __init__(self, replicas: Any, hint: str | None) -> None:
+        self._replicas, self._hint = replicas, hint
+
+    def __serve_build_asgi_app__(self) -> Ingress:
+        """Returns the application."""
+        return Ingress(self._choose, self._hint)
+
+    async def _choose(self, hint: str) -> str:
+        """Lets Ray choose a replica; returns its address."""
+        replicas = self._replicas.options(multiplexed_model_id=hint) if hint else self._replicas
+        return await asyncio.wait_for(_receive(replicas.find_url.remote(hint)), MAX_CHOICE_TIME)
+
+
+async def _receive(response: Any) -> str:
+    """Waits for the answer of a replica."""
+    return await response
+
+
+def find_key_id(scope: dict[str, Any]) -> str:
+    """Returns the id of the key that a request names, which is not secret; that of the local key if it has none."""
+    header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+    scheme, text = get_authorization_scheme_param(header)
+    return (read_id(text.strip()) if scheme.lower() == "bearer" else "") or LOCAL.id
+
+
+def _read_body(request: RepeatableRequest) -> AsyncIterator[bytes] | None:
+    """The body of a request, or None if it has none."""
+    names = {name for name, text in request.scope["headers"] if text != b"0"}
+    has_body = b"content-length" in names or b"transfer-encoding" in names
+    return request.stream_body(MAX_STORED_BYTES) if has_body else None
+
+
+async def _is_alive() -> bool:
+    """True: the cluster manager ends a process that does not respond."""
+    return True
+
+
+async def _confirm_lifespan(receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """Confirms the start and the end of the application, which need nothing."""
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return

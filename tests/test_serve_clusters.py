@@ -1,0 +1,158 @@
+"""`ontogeny serve --on ray` as far as it needs no Ray: refusals, options, and the ingress before real sockets."""
+
+import asyncio
+import contextlib
+import sys
+
+import httpx2
+import pytest
+
+from ontogeny.errors import BadInput
+from ontogeny.server.clusters.ingress import Ingress, find_key_id
+from ontogeny.server.clusters.ray_serve import RayOptions, read_options
+from ontogeny.server.clusters.replica import ReplicaSettings
+from ontogeny.server.config import ServerConfig
+from serving import shared_run
+
+POSTGRES = "postgresql://nobody@127.0.0.1:1/none"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rya", r"^there is no cluster manager 'rya'; did you mean ray\?$"),
+        ("ray:replicas=2", r"^--on ray has no setting 'replicas'; its settings are address, num_replicas, num_cpus$"),
+        ("ray:num_replicas=0", r"^the setting 'num_replicas' must lie between 1 and 1024, not 0$"),
+        ("ray:num_replicas=two", "the setting 'num_replicas' of --on ray"),
+        ("ray:num_cpus=-1", "num_cpus"),
+        ("ray:address=ray://10.0.0.5:10001", r"^a server is not started through ray://"),
+    ],
+)
+def test_a_wrong_setting_of_the_cluster_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_options(text)
+
+
+def test_settings_of_the_cluster_are_read() -> None:
+    assert read_options("ray") == RayOptions()
+    assert read_options("ray:address=10.0.0.5:6379,num_replicas=3,num_cpus=0.5") == RayOptions("10.0.0.5:6379", 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--on ray needs a PostgreSQL database"),
+        (("--database-url", POSTGRES, "--process-url", "http://a:1"), "--process-url cannot be used with --on ray"),
+        (("--database-url", POSTGRES, "--port", "0"), "--port 0 cannot be used with --on ray"),
+        (("--database-url", POSTGRES), "servers on a cluster need the package ray: pip install 'ontogeny[ray]'"),
+    ],
+)
+@pytest.mark.sqlite
+def test_a_server_that_cannot_be_started_is_refused(tmp_path_factory, call_cli, monkeypatch, arguments, message):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    monkeypatch.delenv("ONTOGENY_DATABASE_URL", raising=False)
+    code, output, errors = call_cli("serve", str(shared_run(tmp_path_factory)), "--on", "ray", *arguments)
+    assert code == 2 and not output
+    assert message in errors and errors.count("\n") == 1
+
+
+def test_the_text_of_the_settings_has_no_password(tmp_path) -> None:
+    settings = ReplicaSettings(
+        [("run", tmp_path)], tmp_path, "postgresql://a:secret@b/c", None, {"PGPASSWORD": "secret"}, ServerConfig(),
+        print,
+    )  # fmt: skip
+    assert "secret" not in f"{settings} {settings!r}"
+
+
+@pytest.mark.parametrize(
+    ("header", "id"),
+    [("Bearer og-12ab34cd-secret", "12ab34cd"), ("Bearer other", "local"), ("Basic og-1-2", "local"), ("", "local")],
+)
+def test_the_hint_is_the_public_part_of_the_key(header: str, id: str) -> None:
+    assert find_key_id({"headers": [(b"authorization", header.encode())]}) == id
+
+
+class Replica:
+    """A server process of sockets: it answers with what it received, or closes the connection."""
+
+    def __init__(self, answers: bool) -> None:
+        self.answers, self.requests, self.url = answers, [], ""
+
+    async def handle(self, reader, writer) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            header = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                (int(line[15:]) for line in header.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
+            )
+            self.requests.append((header.decode(), await reader.readexactly(length)))
+            if self.answers:
+                content = self.requests[-1][1] or b"none"
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(content))
+                writer.write(content)
+                await writer.drain()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def running(*replicas: Replica):
+    """Lets replicas listen on loopback."""
+    async with contextlib.AsyncExitStack() as stack:
+        for replica in replicas:
+            server = await asyncio.start_server(replica.handle, "127.0.0.1", 0)
+            await stack.enter_async_context(server)
+            replica.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield
+
+
+async def send(ingress: Ingress, method: str, **options):
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(ingress), base_url="http://example.org") as client:
+        return await client.request(method, "/v1/x?y=%20z", **options)
+
+
+def test_a_request_whose_replica_ends_is_repeated_with_a_mark_at_another_one() -> None:
+    async def run() -> None:
+        failing, answering, hints = Replica(False), Replica(True), []
+
+        async def choose(hint: str) -> str:
+            hints.append(hint)
+            return "http://127.0.0.1:1" if len(hints) == 1 else failing.url if len(hints) == 2 else answering.url
+
+        async with running(failing, answering):
+            headers = {"Authorization": "Bearer og-12-secret", "Origin": "http://example.org"}
+            response = await send(Ingress(choose, None), "POST", content=b"text" * 1000, headers=headers)
+        assert response.status_code == 200 and response.content == b"text" * 1000
+        assert hints == ["12", "", ""]  # a replica that does not answer is not chosen again because of the hint
+        (first,), (second,) = failing.requests, answering.requests
+        assert "x-stainless-retry-count" not in first[0].lower()  # the first one accepted no connection
+        assert "x-stainless-retry-count: 1" in second[0].lower() and first[1] == second[1]
+        for line in ("POST /v1/x?y=%20z HTTP/1.1", "host: example.org", "origin: http://example.org"):
+            assert line.lower() in second[0].lower()
+
+    asyncio.run(run())
+
+
+def test_a_body_that_is_too_large_to_be_stored_is_sent_once(monkeypatch) -> None:
+    async def run() -> None:
+        failing, answering, urls = Replica(False), Replica(True), []
+
+        async def choose(hint: str) -> str:
+            return urls.pop(0)
+
+        async with running(failing, answering):
+            monkeypatch.setattr("ontogeny.server.clusters.ingress.MAX_STORED_BYTES", 1000)
+            urls += [answering.url, failing.url]
+            assert (await send(Ingress(choose, ""), "PUT", content=b"x" * 5000)).content == b"x" * 5000
+            response = await send(Ingress(choose, ""), "PUT", content=b"x" * 5000)
+        assert response.status_code == 503 and response.headers["retry-after"] and not urls
+        assert response.json()["error"]["code"] == "no_process"
+
+    asyncio.run(run())
+
+
+def test_without_any_replica_the_answer_is_503(monkeypatch) -> None:
+    async def choose(hint: str) -> str:
+        raise TimeoutError
+
+    monkeypatch.setattr("ontogeny.server.clusters.ingress.MAX_WAITING_TIME", 0.2)
+    response = asyncio.run(send(Ingress(choose, ""), "GET"))
+    assert response.status_code == 503 and response.headers["retry-after"]
