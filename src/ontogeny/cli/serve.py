@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from ontogeny.server.deployment_kinds import Deployment
 
 
+OnCluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[:SETTING=VALUE,...]",
+        help="Serve from several processes of a Ray cluster instead of this process, with the settings "
+        "num_replicas (2), num_cpus of each (1) and address (RAY_ADDRESS, or a new cluster on this machine); needs "
+        "PostgreSQL.",
+        show_default=False,
+    ),
+]
+
+
 @options_from(ServerConfig)
 def serve(
     runs: Annotated[
@@ -53,16 +65,7 @@ def serve(
     snapshot_url: SnapshotUrl = None,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ray[:SETTING=VALUE,...]",
-            help="Serve from several processes of a Ray cluster instead of this process, with the settings "
-            "num_replicas (2), num_cpus of each (1) and address (RAY_ADDRESS, or a new cluster on this machine); needs "
-            "PostgreSQL.",
-            show_default=False,
-        ),
-    ] = None,
+    on: OnCluster = None,
     **settings: Any,
 ) -> None:
     """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online.

@@ -54,7 +54,7 @@ class RequestForwarding:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return await self._relay.close()  # at the end of the lifespan
-        exchange = _Exchange(self._membership, scope, receive, send)
+        exchange = _ForwardableRequest(self._membership, scope, receive, send)
         deadline = time.monotonic() + MAX_WAITING_TIME
         try:
             while True:
@@ -73,7 +73,7 @@ class RequestForwarding:
         finally:
             exchange.close()
 
-    async def _handle(self, scope: dict[str, Any], exchange: "_Exchange") -> OwnedElsewhere | None:
+    async def _handle(self, scope: dict[str, Any], exchange: "_ForwardableRequest") -> OwnedElsewhere | None:
         """Answers a request here; returns the process that is to answer instead, if nothing was sent."""
         if self._membership.is_leaving and scope["path"] not in OWN_PATHS:
             if (owner := exchange.take_named_owner()) is not None:
@@ -93,7 +93,7 @@ class RequestForwarding:
             scope["route"] = attempt.get("route")
         return attempt["state"].pop("owned_elsewhere", None)
 
-    async def _pass_on(self, exchange: "_Exchange", owner: OwnedElsewhere) -> bool:
+    async def _pass_on(self, exchange: "_ForwardableRequest", owner: OwnedElsewhere) -> bool:
         """Passes a request on; returns False if nothing was answered, so that it must be tried again."""
         if not owner.url:
             return False
@@ -122,7 +122,7 @@ class RequestForwarding:
         return True
 
 
-class _Exchange(RepeatableRequest):
+class _ForwardableRequest(RepeatableRequest):
     """One request that this process or another one answers."""
 
     def __init__(

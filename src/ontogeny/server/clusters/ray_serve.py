@@ -38,7 +38,7 @@ STOP_MARGIN = 10.0  # seconds for a replica to end after its last answer
 HEALTH_CHECK_PERIOD, HEALTH_CHECK_TIMEOUT = 2.0, 10.0  # seconds
 DRAIN_CHECK_INTERVAL = 0.2  # seconds
 STATUS_INTERVAL = 1.0  # seconds
-ERROR_LINE = re.compile(r"(?:ontogeny\.errors\.)?(BadInput|ServerFailed|StorageDamaged): (.*)")
+ERROR_MESSAGE = re.compile(r"(?:ontogeny\.errors\.)?(BadInput|ServerFailed|StorageDamaged): (.*)")
 log = logging.getLogger(__name__)
 
 
@@ -311,6 +311,6 @@ def _start_error(application: Any) -> BadInput | ServerFailed:
     """Creates the error of an application that Ray cannot start, from its messages, which contain tracebacks."""
     messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
     for text in messages:
-        for match in ERROR_LINE.finditer(text):
+        for match in ERROR_MESSAGE.finditer(text):
             return (BadInput if match[1] == "BadInput" else ServerFailed)(match[2])
     return ServerFailed(f"Ray cannot start the server: {' '.join(' '.join(messages).split())[-500:]}")
