@@ -93,6 +93,17 @@ class Replica:
         writer.close()
 
 
+class Hanging(Replica):
+    """A process that accepts connections and answers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+    async def handle(self, reader, writer) -> None:
+        await reader.read()
+        writer.close()
+
+
 @contextlib.asynccontextmanager
 async def running(*replicas: Replica):
     """Lets replicas listen on loopback."""
@@ -156,3 +167,20 @@ def test_without_any_replica_the_answer_is_503(monkeypatch) -> None:
     monkeypatch.setattr("ontogeny.server.clusters.ingress.MAX_WAITING_TIME", 0.2)
     response = asyncio.run(send(Ingress(choose, ""), "GET"))
     assert response.status_code == 503 and response.headers["retry-after"]
+
+
+def test_a_process_that_hangs_is_left_for_another_one(monkeypatch) -> None:
+    async def run() -> None:
+        hanging, answering, urls = Hanging(), Replica(True), []
+
+        async def choose(hint: str) -> str:
+            return urls.pop(0)
+
+        async with running(hanging, answering):
+            for name, seconds in (("CHECK_INTERVAL", 0.1), ("MAX_PROBE_TIME", 0.3)):
+                monkeypatch.setattr(f"ontogeny.server.clusters.ingress.{name}", seconds)
+            urls += [hanging.url, answering.url]
+            response = await send(Ingress(choose, ""), "POST", content=b"text")
+        assert response.content == b"text" and "x-stainless-retry-count: 1" in answering.requests[0][0].lower()
+
+    asyncio.run(run())

@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.needs_package("ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:os.fork:RuntimeWarning"),
 ]
 NUM_KEYS, PASSWORD = 4, "a-password-of-the-tests"
 PROMPT = {"model": "run", "prompt": "the little", "temperature": 0, "extra_body": {"learn": False}}

@@ -158,6 +158,19 @@ class Relay:
             transport=transport, timeout=httpx.Timeout(None, connect=MAX_CONNECT_TIME), trust_env=False
         )
 
+    async def is_responsive(self, base: str, seconds: float) -> bool:
+        """Whether a process answers the simplest request.
+
+        Args:
+            base: The address of the process.
+            seconds: Time to answer.
+        """
+        try:
+            await self._client.get(f"{base}/health", timeout=seconds)
+        except httpx.TransportError:
+            return False
+        return True
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.aclose()

@@ -18,7 +18,9 @@ from ontogeny.server.api.relaying import HOP_HEADERS, Relay, RepeatableRequest
 from ontogeny.server.keys import LOCAL, read_id
 
 MAX_WAITING_TIME = 10.0  # seconds until a replica answers
-MAX_CHOICE_TIME = 2.0  # seconds in which a replica names its address
+MAX_CHOICE_TIME = 1.0  # seconds in which a replica names its address
+CHECK_INTERVAL = 1.0  # seconds until a process that has not answered a request is checked, and between checks
+MAX_PROBE_TIME = 2.0  # seconds in which a process that works answers the simplest request
 RETRY_INTERVAL = 0.1  # seconds
 MAX_STORED_BYTES = 4 << 20  # of a body, so that the request can be repeated
 FORWARDED_HEADERS = HOP_HEADERS - {b"content-length"}
@@ -37,6 +39,7 @@ class Ingress:
     def __init__(self, choose: Callable[[str], Awaitable[str]], hint: str | None) -> None:
         self._choose, self._hint = choose, hint
         self._relay: Relay | None = None
+        self._last_url = ""  # of the last replica that was chosen; any replica answers any request
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Handles one connection of the ASGI protocol."""
@@ -59,29 +62,52 @@ class Ingress:
             ApiError: None answers.
         """
         hint = find_key_id(request.scope) if self._hint is None else self._hint
-        deadline = time.monotonic() + MAX_WAITING_TIME
-        while not await self._attempt(request, hint):
+        deadline, failed = time.monotonic() + MAX_WAITING_TIME, set[str]()
+        while (url := await self._attempt(request, hint, failed)) is not None:
             if request.is_disconnected:
                 return
             if not request.is_repeatable or time.monotonic() > deadline:
                 raise unavailable("no process of the server answers at present; retry later", "no_process")
+            failed.add(url)
             hint = ""  # the replica of the hint may have ended
             await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _attempt(self, request: RepeatableRequest, hint: str) -> bool:
-        """Sends a request to one replica, and relays its answer; returns False if nothing was answered."""
+    async def _attempt(self, request: RepeatableRequest, hint: str, failed: set[str]) -> str | None:
+        """Sends a request to one replica, and relays its answer.
+
+        Args:
+            request: The request.
+            hint: See `Ingress`.
+            failed: The addresses of replicas that have not answered it.
+
+        Returns:
+            None if it was answered; otherwise the address of the replica, or an empty text if there was none.
+        """
         try:
-            url = await self._choose(hint)
+            url = self._last_url = await self._choose(hint)
         except Exception as error:
             log.info("no replica can be chosen at present: %s: %s", type(error).__name__, error)
-            return False
-        self._relay = self._relay or Relay()
+            url = self._last_url
+            if not url or url in failed:
+                return ""
+        relay = self._relay = self._relay or Relay()
         headers = [(name, text) for name, text in request.marked_headers() if name not in FORWARDED_HEADERS]
-        async with self._relay.response(request, url, headers, _read_body(request), _is_alive) as response:
+        checked_at = time.monotonic()
+
+        async def is_alive() -> bool:
+            """Whether the process answers at all, asked for a request that waits; Ray takes longer to replace it."""
+            nonlocal checked_at
+            if time.monotonic() < checked_at + CHECK_INTERVAL:
+                return True
+            is_responsive = await relay.is_responsive(url, MAX_PROBE_TIME)
+            checked_at = time.monotonic()
+            return is_responsive
+
+        async with relay.response(request, url, headers, _read_body(request), is_alive) as response:
             if response is None:
-                return False
+                return url
             await request.send_response(response)
-        return True
+        return None
 
 
 class IngressReplica:
@@ -122,11 +148,6 @@ def _read_body(request: RepeatableRequest) -> AsyncIterator[bytes] | None:
     names = {name for name, text in request.scope["headers"] if text != b"0"}
     has_body = b"content-length" in names or b"transfer-encoding" in names
     return request.stream_body(MAX_STORED_BYTES) if has_body else None
-
-
-async def _is_alive() -> bool:
-    """True: the cluster manager ends a process that does not respond."""
-    return True
 
 
 async def _confirm_lifespan(receive: Callable[..., Any], send: Callable[..., Any]) -> None:
