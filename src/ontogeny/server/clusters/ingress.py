@@ -76,7 +76,7 @@ class Ingress:
         """Sends a request to one replica, and relays its answer.
 
         Args:
-            request: The request.
+            request: With the parts of its body that have arrived.
             hint: See `Ingress`.
             failed: The addresses of replicas that have not answered it.
 
