@@ -34,6 +34,7 @@ KEYS = (10**3, 10**5, 10**7)
 NUM_BRANCHES, NUM_IDLE_KEYS = 24, 5000  # of the measurement
 MAX_SNAPSHOTS, SNAPSHOT_INTERVAL = BranchConfig().max_snapshots, BranchConfig().snapshot_interval
 CONNECTIONS_PER_PROCESS = 14
+PUBLICATION_TIME = 11.0  # seconds after which PostgreSQL has published what an idle connection has done
 MONTH = 30 * 24 * 3600  # seconds
 
 
@@ -50,7 +51,7 @@ class Counts(NamedTuple):
 
 def read_counts(store: Store, folder: Path) -> Counts:
     """Reads the counters, after PostgreSQL has published them."""
-    time.sleep(2.5)
+    time.sleep(PUBLICATION_TIME)
     transactions, writes, log_bytes = store.execute(
         "SELECT xact_commit, tup_inserted + tup_updated + tup_deleted, pg_current_wal_lsn() - '0/0'::pg_lsn "
         "FROM pg_stat_database WHERE datname = current_database()"
