@@ -40,7 +40,7 @@ class ChangeRepeated(Exception):
     """A request repeats an earlier one, which has made a version current; nothing was changed.
 
     Args:
-        version: That version, or a later one that was restored or forked.
+        version: That version.
     """
 
     def __init__(self, version: BranchVersion) -> None:
@@ -166,7 +166,7 @@ def restore_version(
             _inherit_examples(store, source, name, number)
         _set_current(store, version, fence)
         if request is not None:
-            repeats.add_record(store, actor, request, None)
+            repeats.add_record(store, actor, request, -number)
         kind = "forked" if is_fork else "restored"
         journal.log_decision(
             store, name, kind, None, number, held_out_loss, f"by {actor}; {journal.describe_version(store, version)}"
@@ -183,11 +183,9 @@ def refuse_repetition(store: Store, branch: str, key: str, request: RequestIdent
         key: The key that sent the request.
         request: The request, if it has an idempotency key.
     """
-    if request is not None and repeats.find_record(store, key, request) is not None:
-        query = "SELECT * FROM versions WHERE branch = ? AND parent IS NULL ORDER BY number DESC LIMIT 1"
-        version = store.select_one(BranchVersion, query, branch)
-        if version is not None:
-            raise ChangeRepeated(version)
+    record = None if request is None else repeats.find_record(store, key, request)
+    if record is not None:
+        raise ChangeRepeated(journal.get_version(store, branch, -(record.example or 0)))
 
 
 def _recognize(

@@ -1,4 +1,4 @@
-"""Records of the requests that taught something, so that a repeated request teaches nothing a second time.
+"""Records of the requests that taught something or changed a branch, so that a repeated one does nothing again.
 
 The record is written in the transaction of the example. It expires, and erasing the example removes the digest of the
 text from it (see the trigger `erase_request` of the schema).
@@ -19,7 +19,7 @@ MAX_RECORDS = 10_000  # of one API key
 
 
 class LearnedRequest(NamedTuple):
-    """The record of a request that taught something."""
+    """The record of a request that taught something or changed a branch."""
 
     key: str
     idempotency_key: str | None
@@ -27,7 +27,7 @@ class LearnedRequest(NamedTuple):
     num_retries: int
     received_at: float
     expires_at: float
-    example: int | None  # None if the text held nothing new
+    example: int | None  # None if the text held nothing new; below 0: the version that a restoration or fork has made
 
 
 COLUMNS = ", ".join(LearnedRequest._fields)
