@@ -44,6 +44,31 @@ def check_journal(store: Store, history: History) -> list[str]:
     return faults
 
 
+def check_restorations(store: Store, path: Path) -> list[str]:
+    """Compares the restored versions with the uploads in a history; returns one sentence for each difference.
+
+    An upload makes one version, however often it was sent. One of unknown outcome makes one or none.
+    """
+    answered, num_unknown = dict[str, list[int]](), Counter[str]()
+    for line in path.read_text().splitlines():
+        operation = json.loads(line)
+        if operation["operation"] == "restore":
+            versions = answered.setdefault(operation["key"], [])
+            if operation["status"] is None:
+                num_unknown[operation["key"]] += 1
+            elif operation["status"] == 200:
+                versions.append(operation["answer"]["version"])
+    faults = list[str]()
+    for key, versions in answered.items():
+        query = "SELECT number FROM versions WHERE branch = ? AND parent IS NULL AND number > 0"
+        restored = set(store.select_values(query, f"{DEPLOYMENT}/{key}"))
+        if len(set(versions)) < len(versions) or not restored.issuperset(versions):
+            faults.append(f"the uploads of key {key} were answered with the versions {sorted(versions)}")
+        if len(restored - set(versions)) > num_unknown[key]:
+            faults.append(f"more versions of key {key} were restored than states were uploaded")
+    return faults
+
+
 def check_branches(store: Store, owners: list[Key], replay: Replica, state_dir: Path) -> tuple[list[str], int]:
     """Lets new branches of a new server learn the journals of all branches, and compares the digests.
 

@@ -266,13 +266,16 @@ class Client(Caller):
         self, key: Key, method: str, path: str, body: Callable[[str], Any], read_number: Callable[[Any], int]
     ) -> None:
         text = self.draw_text()
-        headers = {"Idempotency-Key": str(uuid.UUID(int=self._draw.getrandbits(128)))}
         answer = self.call(
-            key, "teach", method, path, body(text), arguments={"text": text}, headers=headers,
+            key, "teach", method, path, body(text), arguments={"text": text}, headers=self._draw_idempotency_key(),
             summarize=lambda content: {"number": read_number(content)},
         )  # fmt: skip
         if answer is not None and answer.status == 200:
             self._history.acknowledge(read_number(answer.content), key.id, text)
+
+    def _draw_idempotency_key(self) -> dict[str, str]:
+        """The header of a request that takes effect once, however often it is sent."""
+        return {"Idempotency-Key": str(uuid.UUID(int=self._draw.getrandbits(128)))}
 
     def read(self, key: Key) -> int | None:
         """Reads the current version of a branch; returns the number of pending examples."""
@@ -329,7 +332,7 @@ class Client(Caller):
         if state is None:
             return None
         answer = self.call(
-            key, "restore", "PUT", f"{MODEL}/branch/state", state, is_repeatable=False,
+            key, "restore", "PUT", f"{MODEL}/branch/state", state, headers=self._draw_idempotency_key(),
             summarize=lambda content: {"version": content["number"]}, **options,
         )  # fmt: skip
         if answer is not None and answer.status == 200:
@@ -345,7 +348,7 @@ class Client(Caller):
         self.call(
             key, "rollback", "POST", f"{MODEL}/rollback", {"version": version, "owner_key": key.id},
             arguments={"version": version}, summarize=lambda content: {"version": content["number"]},
-            is_admin=True, is_repeatable=False,
+            is_admin=True, headers=self._draw_idempotency_key(),
         )  # fmt: skip
 
     def erase(self, key: Key) -> None:

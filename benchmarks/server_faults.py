@@ -11,10 +11,10 @@ an upload and at a hand-over of branches; what they hit is counted by evidence (
 request that is not answered yet, branches whose owner the database still records).
 
 At the end, all processes run again, everything is learned, and these checks follow: no answer had a status 5xx but 503
-with `Retry-After`; every acknowledged example is in the journal, and no text is there twice; no version had two
-digests; every branch equals a fresh replay of its journal to the bit; `ontogeny deployments check` finds nothing; and
-the history of each branch is linearizable, which Porcupine checks (`--checker`). Prints JSON lines; exits with 1 if
-anything is wrong.
+with `Retry-After`; every acknowledged example is in the journal, and no text is there twice; every upload made one
+version; no version had two digests; every branch equals a fresh replay of its journal to the bit; `ontogeny deployments
+check` finds nothing; and the history of each branch is linearizable, which Porcupine checks (`--checker`). Prints JSON
+lines; exits with 1 if anything is wrong.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fault_checks import check_branches, check_journal, check_linearizability, check_state
+from fault_checks import check_branches, check_journal, check_linearizability, check_restorations, check_state
 from fault_cluster import Cluster, read_time
 from fault_injection import HITS, Fault, Injector
 from ontogeny.server.store import Store
@@ -71,7 +71,7 @@ def check(cluster: Cluster, arguments: argparse.Namespace, setting: dict[str, An
             cluster.history.report(f"process {replica.number} ended with the exit code {code}: {replica.log_end}")
     cluster.history.close()
     with Store(cluster.state_dir, database_url=cluster.address) as store:
-        violations = check_journal(store, cluster.history)
+        violations = check_journal(store, cluster.history) + check_restorations(store, cluster.history.path)
         replay_dir = cluster.folder / "replay"
         replay = cluster.make_replay(replay_dir)
         differences, num_texts = check_branches(store, cluster.learning_keys, replay, replay_dir)
