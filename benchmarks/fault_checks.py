@@ -1,8 +1,11 @@
 """The checks after a fault campaign: what was acknowledged, against the database and a replay of its journals."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -129,22 +132,37 @@ def check_state(state_dir: Path, address: str) -> list[str]:
     return [f"{fault['place']}: {fault['problem']}" for fault in json.loads(done.stdout)["faults"]]
 
 
+def build_checker(folder: Path) -> Path | str:
+    """Builds the program of the folder `linearizability`; Go downloads Porcupine and compares its public checksum.
+
+    Args:
+        folder: Takes the program and the checksums.
+
+    Returns:
+        The program, or why it could not be built.
+    """
+    shutil.copy(CHECKER / "go.mod", folder)
+    command = ["go", "build", "-mod=mod", f"-modfile={folder / 'go.mod'}", "-o", str(folder / "checker"), "."]
+    done = subprocess.run(command, cwd=CHECKER, capture_output=True, text=True, env=os.environ | {"GOWORK": "off"})
+    return done.stderr if done.returncode else folder / "checker"
+
+
 def check_linearizability(path: Path, checker: Path | None) -> tuple[list[str], list[dict[str, Any]]]:
     """Checks the history of each branch with Porcupine.
 
     Args:
         path: The history.
-        checker: The program that `go build` makes of the folder `linearizability`; None to let Go run it, which
+        checker: The program that `go build` makes of the folder `linearizability`; None to let Go build it, which
             downloads Porcupine.
 
     Returns:
         One sentence for each history that is not linearizable, and what the program printed.
     """
-    command = ["go", "run", "."] if checker is None else [str(checker)]
-    done = subprocess.run(
-        [*command, str(path.resolve())], capture_output=True, text=True, timeout=3600,
-        cwd=CHECKER if checker is None else None,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        program = build_checker(Path(folder)) if checker is None else checker
+        if isinstance(program, str):
+            return [f"the histories could not be checked for linearizability: {program[-300:]}"], []
+        done = subprocess.run([str(program), str(path.resolve())], capture_output=True, text=True, timeout=3600)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     if not results:
         return [f"the histories could not be checked for linearizability: {done.stderr[-300:]}"], []

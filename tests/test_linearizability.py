@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-CHECKER = Path(__file__).parents[1] / "benchmarks" / "linearizability"
+from fault_checks import CHECKER, build_checker
+
 STEP = 1000  # nanoseconds between two operations of the sequential execution
 
 
@@ -24,15 +25,15 @@ def checker(tmp_path_factory) -> Path:
     if shutil.which("go") is None:
         pytest.skip("Go is not installed")
     folder = tmp_path_factory.mktemp("checker")
-    variables, porcupine = dict(os.environ), os.environ.get("ONTOGENY_PORCUPINE")
-    if porcupine is not None:
-        (folder / "go.work").write_text(f"go 1.19\nuse (\n\t{CHECKER}\n\t{porcupine}\n)\n")
-        variables |= {"GOWORK": str(folder / "go.work"), "GOFLAGS": ""}
-    built = subprocess.run(
-        ["go", "build", "-o", str(folder / "checker"), "."], cwd=CHECKER, env=variables, capture_output=True, text=True
-    )
-    if built.returncode:
-        pytest.skip(f"the module Porcupine is not available: {built.stderr[:200]}")
+    porcupine = os.environ.get("ONTOGENY_PORCUPINE")
+    if porcupine is None:
+        program = build_checker(folder)
+        if isinstance(program, str):
+            pytest.skip(f"the module Porcupine is not available: {program[:200]}")
+        return program
+    (folder / "go.work").write_text(f"go 1.19\nuse (\n\t{CHECKER}\n\t{porcupine}\n)\n")
+    variables = os.environ | {"GOWORK": str(folder / "go.work"), "GOFLAGS": ""}
+    subprocess.run(["go", "build", "-o", str(folder / "checker"), "."], cwd=CHECKER, env=variables, check=True)
     return folder / "checker"
 
 

@@ -1,9 +1,11 @@
 """Changes of a branch while it gets another owner, as in a database that several processes share."""
 
+import json
 import threading
 
 import pytest
 
+from fault_checks import check_restorations
 from ontogeny.server.learning import branch_changes, journal, loading
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.request_identity import IdempotencyKeyReused, RequestIdentity
@@ -139,3 +141,19 @@ def test_a_repeated_restoration_that_overtakes_the_first_one_leaves_no_file(bran
     version = branches.restore("anna", state, "anna", identity)
     assert version.number == 3 == journal.next_version(store, "story/anna") - 1
     assert len(list(store.snapshots.list_files())) == 1
+
+
+def test_the_campaign_of_faults_detects_an_upload_that_is_made_twice(branches, tmp_path):
+    store, state, history = branches.store, branches.export("anna"), tmp_path / "history.jsonl"
+    versions = [branches.restore("anna", state, "anna").number for _ in range(2)]
+
+    def check(*answers):
+        operations = [
+            {"operation": "restore", "key": "anna", "status": answer and 200, "answer": answer and {"version": answer}}
+            for answer in answers
+        ]
+        history.write_text("".join(f"{json.dumps(operation)}\n" for operation in operations))
+        return check_restorations(store, history)
+
+    assert check(*versions) == check(versions[1], None) == check(None, None, None) == []
+    assert check(versions[0]) and check(versions[1], versions[1]) and check(*versions, versions[1] + 1)
