@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import signal
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ontogeny.server.api.request_limits import RequestLimits
-from ontogeny.server.connections import build_server
+from ontogeny.server.connections import LimitedConnection, build_server
 from serving import ServerProcess, make_run, wait_until
 
 pytestmark = [
@@ -92,6 +93,23 @@ def test_a_connection_that_sends_nothing_or_half_a_header_is_closed(limited_port
     else:
         status, _, content = _parse(response)
         assert (status, content["error"]["code"]) == (408, "timeout")
+
+
+def test_parts_of_an_answer_do_not_wait_for_the_client_to_confirm_others():
+    """A listening socket that does not name its protocol, as those of `socket.create_server`."""
+    options = []
+
+    async def read_options(scope, receive, send):
+        connections = [c for c in gc.get_objects() if isinstance(c, LimitedConnection) and c.transport is not None]
+        options.extend(
+            c.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for c in connections
+        )
+        await application(scope, receive, send)
+
+    with _serve(read_options) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(HEADER + b"Content-Length: 0\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    assert options and all(options)
 
 
 def test_a_header_that_arrives_byte_by_byte_is_refused(limited_port):
