@@ -133,8 +133,8 @@ async def request_weights(request: Request, deployment: LanguageDeployment, key:
 
 
 def note_lease(request: Request, branches: BranchManager) -> None:
-    """Notes the lease of this process, without which the answer to a request may not begin."""
-    request.state.lease = branches.ownership.number
+    """Notes the lease of this process, without which the answer to a request may not begin; 0 for none at present."""
+    request.state.lease = branches.ownership.number or 0
 
 
 async def open_cleanup() -> AsyncIterator[AsyncExitStack]:
