@@ -13,7 +13,7 @@ from typing import Any
 from fault_clients import MODEL, History, Key
 from journal_checks import check_decisions, list_replayed_texts
 from ontogeny.server import keys
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.store import Store
 from server_group import Replica, send_request, wait_until
 
@@ -41,7 +41,7 @@ def check_journal(store: Store, history: History) -> list[str]:
     counts = Counter(text if isinstance(text, str) else bytes(text).decode() for text in texts)
     faults += [f"a text is in the journal {count} times: {text[:60]}" for text, count in counts.items() if count > 1]
     for (key, number), digests in history.digests.items():
-        version = journal.get_version(store, f"{DEPLOYMENT}/{key}", number)
+        version = versions.get_version(store, f"{DEPLOYMENT}/{key}", number)
         if digests != {version.digest}:
             faults.append(f"version {number} of key {key} has another digest than a client saw")
     return faults
@@ -103,7 +103,7 @@ def check_branches(store: Store, owners: list[Key], replay: Replica, state_dir: 
                 assert answer.status == 200, answer
         for name, examples in texts.items():
             actual = _settled_branch(replay, replay_keys[name])
-            expected = journal.get_version(store, name, journal.get_branch(store, name).current_version)
+            expected = versions.get_version(store, name, journal.get_branch(store, name).current_version)
             # A restored version 0 has the weights of version 0, and the digest of weights and scratch.
             is_equal = actual["digest"] == expected.digest or not actual["weight_distance"]
             if not is_equal or actual["weight_distance"] != expected.weight_distance:

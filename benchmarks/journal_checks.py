@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.store import Store
 
 REPLAYED = re.compile(r"the examples after number (\d+) are learned again")
@@ -16,10 +16,10 @@ def check_decisions(store: Store, branch: str) -> None:
     since it was last learned again.
     """
     state, path = journal.get_branch(store, branch), list[int | None]()
-    version = journal.get_version(store, branch, state.current_version)
+    version = versions.get_version(store, branch, state.current_version)
     while version.parent is not None:
         path.append(version.example)
-        version = journal.get_version(store, branch, version.parent)
+        version = versions.get_version(store, branch, version.parent)
     assert len(set(path)) == len(path), (branch, path)
     counts = Counter[int | None]()
     for decision in journal.list_recent_decisions(store, branch, 10**9)[::-1]:
@@ -41,17 +41,17 @@ def list_survivors(store: Store, branch: str) -> list[journal.TrainingExample]:
 
 def list_replayed_texts(store: Store, branch: str) -> list[str]:
     """Returns what a new branch learns to equal this one: what its restored version learned, then its examples."""
-    current = journal.get_version(store, branch, journal.get_branch(store, branch).current_version)
+    current = versions.get_version(store, branch, journal.get_branch(store, branch).current_version)
     texts = [str(example.text) for example in list_survivors(store, branch)]
-    version, inherited = journal.get_version(store, branch, current.root_version), list[str]()
+    version, inherited = versions.get_version(store, branch, current.root_version), list[str]()
     while version.number:
         if version.parent is None:
-            source = journal.find_source(store, version)
+            source = versions.find_source(store, version)
             assert source is not None, version
             version = source
         else:
             example = journal.find_example(store, int(version.example or 0))
             assert example is not None and example.text is not None, version
             inherited.append(example.text)
-            version = journal.get_version(store, version.branch, version.parent)
+            version = versions.get_version(store, version.branch, version.parent)
     return inherited[::-1] + texts

@@ -36,7 +36,7 @@ from ontogeny.lm.online_learner import parse_config
 from ontogeny.lm.training import train
 from ontogeny.runs import checkpoint
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.learning import journal, learner
+from ontogeny.server.learning import journal, learner, versions
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.store import Store
 from ontogeny.stats import Z95, critical_value, ratio_of_sums
@@ -115,8 +115,8 @@ def measure_learning(model: models.LanguageModel, text: str, learning: str, sett
         forgetting = measure_forgetting(model, branches.current(OWNER).full_weights)
         interval = {"interval": [forgetting.low, forgetting.high]}  # over windows, by Student's t
         print_record("forgetting", forgetting.mean, "nats per token", setting | interval)
-        versions = journal.list_versions(branches.store, f"reader/{OWNER}")
-        increase = max(version.held_out_loss for version in versions) - branch_learner.trained_loss
+        branch_versions = versions.list_versions(branches.store, f"reader/{OWNER}")
+        increase = max(version.held_out_loss for version in branch_versions) - branch_learner.trained_loss
         peer = {"peer": "limit", "peer_value": max_forgetting}
         print_record("acceptance.max_loss_increase", increase, "nats per token", setting, **peer)
         rejected = [d for d in journal.list_decisions(branches.store, "reader") if d.kind == "rejected"]

@@ -16,9 +16,9 @@ from ontogeny.content.transformer import Norm, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm.adapters import AdaptedWeights
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
-from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import delete_unused
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.snapshot_stores.base import STORE_ID
 from ontogeny.server.snapshot_stores.folder import FolderSnapshots
 from ontogeny.server.store import Store

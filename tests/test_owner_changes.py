@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from fault_checks import check_restorations
-from ontogeny.server.learning import branch_changes, journal, loading
+from ontogeny.server.learning import branch_changes, journal, loading, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.request_identity import IdempotencyKeyReused, RequestIdentity
 from ontogeny.server.store import Store
@@ -47,7 +47,7 @@ def test_a_restoration_that_loses_the_branch_is_made_again(branches, monkeypatch
     branches.rollback("anna", 0, "test")
     version = branches.restore("anna", state, "test")
     assert len(num_writes) == 2 and branches.current("anna").version == version
-    assert [present.number for present in journal.list_versions(store, "story/anna")] == [0, 1, 2, 3]
+    assert [present.number for present in versions.list_versions(store, "story/anna")] == [0, 1, 2, 3]
     assert len(list(store.snapshots.list_files())) == 1
 
 
@@ -67,7 +67,7 @@ def test_a_change_that_no_owner_makes_succeeds_while_the_owner_changes(branches,
     elif change == "roll back":
         branch_changes.rollback(store, "story/anna", 1, "test")
     else:
-        branch_changes.move_back(store, journal.get_version(store, "story/anna", 1), "test")
+        branch_changes.move_back(store, versions.get_version(store, "story/anna", 1), "test")
     monkeypatch.undo()
     branch = journal.get_branch(store, "story/anna")
     assert branch.current_version == 1 and branch.fence > 0
@@ -122,7 +122,7 @@ def test_changes_with_an_idempotency_key_take_effect_once(branches):
         branches.rollback("anna", 1, "anna", RequestIdentity("another", "fork", 0, 0.0))
     kinds = [decision.kind for decision in journal.list_decisions(store, "story") if decision.example is None]
     assert kinds == ["rollback", "restored", "restored", "forked"]
-    assert len(list(store.snapshots.list_files())) == len(list(journal.list_snapshots(store)))
+    assert len(list(store.snapshots.list_files())) == len(list(versions.list_snapshots(store)))
 
 
 def test_a_repeated_restoration_that_overtakes_the_first_one_leaves_no_file(branches, monkeypatch):
@@ -139,13 +139,13 @@ def test_a_repeated_restoration_that_overtakes_the_first_one_leaves_no_file(bran
 
     monkeypatch.setattr(branch_changes, "refuse_repetition", overtake)
     version = branches.restore("anna", state, "anna", identity)
-    assert version.number == 3 == journal.next_version(store, "story/anna") - 1
+    assert version.number == 3 == versions.next_version(store, "story/anna") - 1
     assert len(list(store.snapshots.list_files())) == 1
 
 
 def test_the_campaign_of_faults_detects_an_upload_that_is_made_twice(branches, tmp_path):
     store, state, history = branches.store, branches.export("anna"), tmp_path / "history.jsonl"
-    versions = [branches.restore("anna", state, "anna").number for _ in range(2)]
+    numbers = [branches.restore("anna", state, "anna").number for _ in range(2)]
 
     def check(*answers):
         operations = [
@@ -155,5 +155,5 @@ def test_the_campaign_of_faults_detects_an_upload_that_is_made_twice(branches, t
         history.write_text("".join(f"{json.dumps(operation)}\n" for operation in operations))
         return check_restorations(store, history)
 
-    assert check(*versions) == check(versions[1], None) == check(None, None, None) == []
-    assert check(versions[0]) and check(versions[1], versions[1]) and check(*versions, versions[1] + 1)
+    assert check(*numbers) == check(numbers[1], None) == check(None, None, None) == []
+    assert check(numbers[0]) and check(numbers[1], numbers[1]) and check(*numbers, numbers[1] + 1)

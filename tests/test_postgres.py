@@ -16,7 +16,7 @@ from local_postgres import find_program
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import deployments, keys, migrations, quotas, relations, schema
 from ontogeny.server.databases.postgres import GROWN_TABLES
-from ontogeny.server.learning import branch_changes, journal, learning_loop
+from ontogeny.server.learning import branch_changes, journal, learning_loop, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.moving import copy_state
@@ -76,7 +76,7 @@ def test_a_state_is_copied_to_postgres_and_back(store, tmp_path):
     with Store(tmp_path / "source", database_url="") as source, Store(tmp_path / "back", database_url="") as back:
         fill(source)
         copied = copy_state(source, store)
-        num_snapshots = len(list(journal.list_snapshots(source)))
+        num_snapshots = len(list(versions.list_snapshots(source)))
         assert copied.num_records["examples"] == 6 and copied.num_snapshots == num_snapshots > 0
         assert read_tables(store) == read_tables(source) and relations.find_broken(store) == []
         with pytest.raises(BadInput, match="already holds the state of a server"):
@@ -90,7 +90,7 @@ def test_a_state_is_copied_to_postgres_and_back(store, tmp_path):
             numbers.append(journal.add_example(present, "story/carl", "carl", "next"))
             branches = BranchManager(present, "story", fake_learner())
             for name in ("carl", journal.list_branches(present, "story")[0].owner_key):
-                assert branches.current(name).version.digest == journal.get_version(
+                assert branches.current(name).version.digest == versions.get_version(
                     present, f"story/{name}", journal.get_branch(present, f"story/{name}").current_version
                 ).digest  # fmt: skip
         assert numbers == [7, 7, 7]

@@ -20,7 +20,7 @@ from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployment_kinds import LanguageDeployment
-from ontogeny.server.learning import branch_changes, journal, learner
+from ontogeny.server.learning import branch_changes, journal, learner, versions
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.learner import BranchLearner
@@ -94,20 +94,20 @@ def current_weights(branches: BranchManager, owner: str = "a") -> Weights:
 
 def snapshot_files(branches: BranchManager, *names: str) -> tuple[set[str], set[str]]:
     """The files in the snapshot folder, and those that the versions of these branches refer to."""
-    versions = [version for name in names for version in journal.list_versions(branches.store, name)]
+    branch_versions = [version for name in names for version in versions.list_versions(branches.store, name)]
     files = {path.name for path in list_snapshot_paths(branches.store)}
-    return files, {version.snapshot for version in versions if version.snapshot}
+    return files, {version.snapshot for version in branch_versions if version.snapshot}
 
 
 def test_examples_are_learned_in_order_and_each_is_a_version(branches):
     numbers = learn(branches, TEXTS)
     branch = journal.get_branch(branches.store, "story/a")
     assert (branch.current_version, branch.last_decided) == (4, numbers[-1])
-    versions = journal.list_versions(branches.store, "story/a")
-    assert [version.example for version in versions] == [None, *numbers]
-    assert versions[-1].first_example == numbers[0] and versions[-1].last_example == numbers[-1]
-    assert 0 < versions[1].weight_distance < versions[4].weight_distance
-    assert len({version.digest for version in versions}) == 5
+    branch_versions = versions.list_versions(branches.store, "story/a")
+    assert [version.example for version in branch_versions] == [None, *numbers]
+    assert branch_versions[-1].first_example == numbers[0] and branch_versions[-1].last_example == numbers[-1]
+    assert 0 < branch_versions[1].weight_distance < branch_versions[4].weight_distance
+    assert len({version.digest for version in branch_versions}) == 5
 
 
 @pytest.mark.parametrize("snapshot_interval", [1, 3, 100])
@@ -194,14 +194,14 @@ def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(model, tmp_p
     with LimitedFileSize(os.getpid(), num_bytes=700_000):  # enough for the journal
         learn(branches, TEXTS[:2])
         branches.current("b")  # the version of the other key leaves the memory without a snapshot
-        assert not any(version.snapshot for version in journal.list_versions(branches.store, "story/a"))
+        assert not any(version.snapshot for version in versions.list_versions(branches.store, "story/a"))
         with pytest.raises(StorageUnavailable):
             branches.restore("b", branches.export("a"), "a")
         weights = current_weights(branches)
     assert journal.get_branch(branches.store, "story/b").current_version == 0
     assert not list(list_snapshot_paths(branches.store))
     learn(branches, TEXTS[2:3])
-    assert journal.list_versions(branches.store, "story/a")[3].snapshot
+    assert versions.list_versions(branches.store, "story/a")[3].snapshot
     undisturbed = open_branches(branch_learner, tmp_path / "other")
     learn(undisturbed, TEXTS[:2])
     assert trees.bitwise_equal(weights, current_weights(undisturbed))
@@ -294,8 +294,8 @@ def learn_poison(branches: BranchManager, times: int, piece: int = 2000) -> list
     for text in poison(times):
         learn(branches, [text[start : start + piece] for start in range(0, len(text), piece)])
     limit = branches.learner.trained_loss + branches.config.max_forgetting
-    versions = journal.list_versions(branches.store, "story/a")
-    assert max(version.held_out_loss for version in versions) <= limit
+    branch_versions = versions.list_versions(branches.store, "story/a")
+    assert max(version.held_out_loss for version in branch_versions) <= limit
     current = branches.current("a")
     loss = branches.learner.held_out_loss(current.full_weights, lambda: None)
     assert loss == current.version.held_out_loss
@@ -425,7 +425,7 @@ def test_a_branch_of_other_weights_or_settings_is_rejected(branch_learner, branc
 def test_a_damaged_snapshot_is_rebuilt_and_named_in_the_log(branch_learner, tmp_path, caplog, is_absent):
     branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=2)
     learn(branches, TEXTS)
-    weights, version = current_weights(branches), journal.get_version(branches.store, "story/a", 4)
+    weights, version = current_weights(branches), versions.get_version(branches.store, "story/a", 4)
     file = snapshot_path(branches.store, version)
     if is_absent:
         file.unlink()

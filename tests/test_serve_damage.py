@@ -19,7 +19,7 @@ from ontogeny.server.config import ServerConfig
 from ontogeny.server.databases.sqlite import DATABASE
 from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.deployments import Deployments
-from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning import branch_changes, journal, versions
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
@@ -36,7 +36,7 @@ def write_state(folder: Path) -> Store:
     for i in range(3):
         owner = keys.create_key(store, f"key {i}")[0].id
         branch = journal.open_branch(store, "story", owner if i else journal.SHARED, "trained", "learner", 2.0)
-        state, version = b"", journal.get_version(store, branch.branch, 0)
+        state, version = b"", versions.get_version(store, branch.branch, 0)
         for number in range(NUM_EXAMPLES):
             text = f"#{number}: " + "the lighthouse keeper counted the lamps twice. " * 4
             example = journal.add_example(store, branch.branch, owner, text)
@@ -49,7 +49,7 @@ def write_state(folder: Path) -> Store:
                 version = committed
                 branch = journal.get_branch(store, branch.branch)
         store.snapshots.write_as(f"snapshot-{i}", state)
-        journal.add_snapshot(store, version, f"snapshot-{i}", 4)
+        versions.add_snapshot(store, version, f"snapshot-{i}", 4)
         session = encode_state("text session", {"tokens": np.arange(300 + i, dtype=np.int32)}, {})
         with store.transaction():
             store.insert("sessions", (f"{i:024x}", "story", owner, 1, session, 1.0, None, None, None, 0))
@@ -324,7 +324,7 @@ def test_a_damaged_snapshot_stops_no_key_and_a_damaged_database_ends_the_server(
         assert server.stop() == 0
     with Store(folder) as store:
         branch = journal.get_branch(store, f"story/{next(iter(texts))}")
-        version = journal.get_version(store, branch.branch, branch.current_version)
+        version = versions.get_version(store, branch.branch, branch.current_version)
         damaged = Path(store.snapshots.path_of(str(version.snapshot)))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xa5")
     with ServerProcess(folder, *arguments) as server:

@@ -14,7 +14,7 @@ from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.server.learning import branch_changes, journal, learner, listing
+from ontogeny.server.learning import branch_changes, journal, learner, listing, versions
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.listing import PageRequest
 from ontogeny.server.store import Store
@@ -79,12 +79,12 @@ def test_forgetting_stays_within_its_limit_and_a_replay_has_the_recorded_digest(
     _, _, hasty = family
     branches = open_branches(hasty, tmp_path / "state", 0.35)
     teach(branches, ["".join(reversed(text)) * 8 for text in EXAMPLES])
-    versions = journal.list_versions(branches.store, "story/a")
-    assert max(version.held_out_loss for version in versions) <= hasty.trained_loss + 0.35
+    branch_versions = versions.list_versions(branches.store, "story/a")
+    assert max(version.held_out_loss for version in branch_versions) <= hasty.trained_loss + 0.35
     assert any(0 < (decision.share or 0) < 1 for decision in journal.list_decisions(branches.store, "story"))
-    assert any(version.number for version in versions)
+    assert any(version.number for version in branch_versions)
     loaded = open_branches(hasty, tmp_path / "state", 0.35).current("a")  # recomputed after a crash
-    assert trees.digest(loaded.weights) == loaded.version.digest == versions[-1].digest
+    assert trees.digest(loaded.weights) == loaded.version.digest == branch_versions[-1].digest
 
 
 def test_learned_weights_answer_with_the_same_bits_alone_and_in_company_until_they_are_taken_back(family, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event
 
 from ontogeny.server import quotas
-from ontogeny.server.learning import branch_changes, journal, listing, text_scores
+from ontogeny.server.learning import branch_changes, journal, listing, text_scores, versions
 from ontogeny.server.learning.listing import DecisionCount, PageRequest
 from ontogeny.server.store import Store
 
@@ -44,7 +44,7 @@ def make_journal(folder, count):
     store = CountingStore(folder)
     for name in ("anna", "bob"):
         journal.open_branch(store, "story", name, "a" * 64, "b" * 64, 1.0)
-    columns = ", ".join(journal.BranchVersion._fields)
+    columns = ", ".join(versions.BranchVersion._fields)
     values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, FALSE, 1.0, NULL, NULL, 0, NULL, NULL"
     text = "'text ' || n" if store.database.has_file else "convert_to('text ' || n, 'UTF8')"
     with store.transaction():
@@ -73,8 +73,8 @@ def journals(tmp_path_factory):
 PAGE = PageRequest(limit=20)
 READS = {
     "branch": lambda store: journal.get_branch(store, NAME),
-    "current version": lambda store: journal.describe_version(
-        store, journal.get_version(store, NAME, journal.get_branch(store, NAME).current_version)
+    "current version": lambda store: versions.describe_version(
+        store, versions.get_version(store, NAME, journal.get_branch(store, NAME).current_version)
     ),
     "last decisions": lambda store: journal.list_recent_decisions(store, NAME, 20),
     "pending examples": lambda store: journal.num_pending(store, journal.get_branch(store, NAME)),
@@ -90,10 +90,10 @@ READS = {
     "interval": lambda store: text_scores.find_newest(store, NAME),
     "one example": lambda store: journal.find_example(store, SHORT),
     "storage of a key": lambda store: quotas.get_storage(store, "anna"),
-    "snapshots": lambda store: set(journal.list_snapshots(store)),
-    "used snapshots": lambda store: journal.find_used_snapshots(store, [f"{i}.safetensors" for i in range(100)]),
-    "new snapshot": lambda store: journal.add_snapshot(
-        store, journal.get_version(store, NAME, SHORT), f"{SHORT}.safetensors", 4
+    "snapshots": lambda store: set(versions.list_snapshots(store)),
+    "used snapshots": lambda store: versions.find_used_snapshots(store, [f"{i}.safetensors" for i in range(100)]),
+    "new snapshot": lambda store: versions.add_snapshot(
+        store, versions.get_version(store, NAME, SHORT), f"{SHORT}.safetensors", 4
     ),
     "new example": lambda store: journal.add_example(store, EMPTY, "bob", "a text"),
 }

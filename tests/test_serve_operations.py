@@ -16,7 +16,7 @@ import pytest
 
 from local_postgres import PostgresServer, find_program, running_postgres
 from ontogeny.server import keys
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.repair import check_state
 from ontogeny.server.store import Store
 from pages import DOCS, find_block
@@ -60,7 +60,7 @@ def describe_versions(store: Store) -> list[tuple[str, int, str]]:
     return [
         (branch.branch, version.number, version.digest)
         for branch in journal.list_branches(store, "run")
-        for version in journal.list_versions(store, branch.branch)
+        for version in versions.list_versions(store, branch.branch)
     ]
 
 
@@ -116,8 +116,8 @@ def test_the_first_commands_of_the_page_start_two_processes(postgres, tmp_path):
             stack.callback(end, process)
         for url in urls:
             wait_until(lambda url=url: answers(url))
-            versions = send_request(url, "GET", "/v1/models/mine/branch/versions", key=key).content["data"]
-            assert [version["digest"] for version in versions] == before
+            branch_versions = send_request(url, "GET", "/v1/models/mine/branch/versions", key=key).content["data"]
+            assert [version["digest"] for version in branch_versions] == before
         status = subprocess.run(
             ["ontogeny", "deployments", "status", "--json", "--database-url", database],
             cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120,

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ontogeny.server import keys
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import list_processes
 from ontogeny.server.store import Store
@@ -102,8 +102,8 @@ def test_a_suspended_owner_neither_writes_nor_answers_from_old_weights(servers):
     assert status == 200 and answer["system_fingerprint"].endswith("-2")
     after = own_branch(store)
     assert after.owner != before.owner
-    versions = journal.list_versions(store, after.branch)
-    assert [version.number for version in versions] == [0, 1, 2]
+    branch_versions = versions.list_versions(store, after.branch)
+    assert [version.number for version in branch_versions] == [0, 1, 2]
     assert "Traceback" not in first.log.read_text()
 
 

@@ -30,7 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from journal_checks import check_decisions
 from ontogeny import trees
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import branch_changes, journal, learning_loop, loading, partial_steps
+from ontogeny.server.learning import branch_changes, journal, learning_loop, loading, partial_steps, versions
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.branches import WARM_UP_TEXT, BranchConfig, BranchManager
 from ontogeny.server.learning.learner import BranchLearner
@@ -64,13 +64,13 @@ def replay(learner: BranchLearner, weights: Weights, examples: list[str]) -> Wei
     return weights
 
 
-def list_learned_examples(store: Store, version: journal.BranchVersion) -> set[int]:
+def list_learned_examples(store: Store, version: versions.BranchVersion) -> set[int]:
     """The examples that a version was learned from, those that a restored version inherited included."""
     query = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
     examples = set(store.select_values(query, version.branch, version.root_version))
     while version.parent is not None:
         examples.add(int(version.example or 0))
-        version = journal.get_version(store, version.branch, version.parent)
+        version = versions.get_version(store, version.branch, version.parent)
     return examples
 
 
@@ -157,8 +157,8 @@ class LearnerWithRequests(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), index=INDICES)
     def roll_back(self, key: str, index: int) -> None:
-        versions = self.call(journal.list_versions, self.manager.store, f"story/{key}")
-        version = versions[index % len(versions)]
+        branch_versions = self.call(versions.list_versions, self.manager.store, f"story/{key}")
+        version = branch_versions[index % len(branch_versions)]
         try:
             self.call(branch_changes.rollback, self.manager.store, f"story/{key}", version.number, "test")
         except BadInput:
@@ -181,7 +181,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
             return
         state = self.exports[index % len(self.exports)]
         metadata = read_metadata(state, "branch")
-        source = journal.get_version(self.manager.store, metadata["branch"], int(metadata["version"]))
+        source = versions.get_version(self.manager.store, metadata["branch"], int(metadata["version"]))
         try:
             self.call(self.manager.restore, key, state, "test")
         except BadInput:
@@ -248,8 +248,8 @@ class LearnerWithRequests(RuleBasedStateMachine):
     def damage_snapshot(self, index: int, is_absent: bool) -> None:
         """A snapshot of a version that can be learned again."""
         store = self.manager.store
-        versions = [v for key in KEYS for v in self.call(journal.list_versions, store, f"story/{key}")]
-        files = sorted(str(v.snapshot) for v in versions if v.snapshot is not None and v.parent is not None)
+        branch_versions = [v for key in KEYS for v in self.call(versions.list_versions, store, f"story/{key}")]
+        files = sorted(str(v.snapshot) for v in branch_versions if v.snapshot is not None and v.parent is not None)
         if files:
             path = Path(store.snapshots.path_of(files[index % len(files)]))
             self.damaged.add(path.name)
@@ -264,13 +264,13 @@ class LearnerWithRequests(RuleBasedStateMachine):
     def check_that_nothing_is_left_of(self, number: int) -> None:
         """No version in memory or on disk was learned from an erased example, and no file holds its text."""
         store = self.manager.store
-        digests = journal.list_digests(store, "story", deleted=False)
+        digests = versions.list_digests(store, "story", deleted=False)
         assert {loaded.version.digest for loaded in self.manager.loader._loaded.values()} <= digests
         for path in self.folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # the learner replaces its snapshots
                 assert self.texts[number].encode() not in path.read_bytes(), path
         for key in KEYS:
-            for version in journal.list_versions(store, f"story/{key}"):
+            for version in versions.list_versions(store, f"story/{key}"):
                 assert version.deleted or number not in list_learned_examples(store, version)
                 assert not (version.deleted and version.snapshot)
 
@@ -285,8 +285,8 @@ class LearnerWithRequests(RuleBasedStateMachine):
     def check_replay(self, branch: str) -> None:
         """The branch equals one that learns its surviving examples from the trained or the restored weights."""
         store = self.manager.store
-        current = journal.get_version(store, branch, journal.get_branch(store, branch).current_version)
-        root = journal.get_version(store, branch, current.root_version)
+        current = versions.get_version(store, branch, journal.get_branch(store, branch).current_version)
+        root = versions.get_version(store, branch, current.root_version)
         weights = self.states[root.digest] if root.number else self.learner.init()
         examples = [e for e in journal.list_examples(store, branch) if e.erased_at is None and not e.deferred]
         replayed = replay(self.learner, weights, [str(example.text) for example in examples])
@@ -315,7 +315,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
             for _ in range(30):
                 self.thread.advance()  # past a snapshot that is being written
             files = {path.name for path in list_snapshot_paths(self.manager.store)}
-            assert files <= set(journal.list_snapshots(self.manager.store))
+            assert files <= set(versions.list_snapshots(self.manager.store))
             self.check_threads()
         finally:
             logging.getLogger("ontogeny").removeHandler(self.handler)
@@ -349,9 +349,9 @@ def learn(branches: BranchManager, owner: str, *examples: str) -> list[int]:
 def check_files(branches: BranchManager) -> None:
     """The snapshot folder holds the snapshots of versions that are not deleted, and nothing else."""
     store = branches.store
-    assert {path.name for path in list_snapshot_paths(store)} == set(journal.list_snapshots(store))
+    assert {path.name for path in list_snapshot_paths(store)} == set(versions.list_snapshots(store))
     for branch in journal.list_branches(store, "story"):
-        assert not any(v.deleted and v.snapshot for v in journal.list_versions(store, branch.branch))
+        assert not any(v.deleted and v.snapshot for v in versions.list_versions(store, branch.branch))
 
 
 def test_erasing_an_example_while_another_is_learned_stops_nothing(tmp_path):
@@ -580,7 +580,7 @@ def test_a_fork_whose_snapshot_is_lost_is_learned_again_from_its_source(tmp_path
 def test_two_versions_of_equal_weights_share_a_snapshot_which_stays_while_one_is_in_use(tmp_path):
     branches = open_branches(tmp_path / "state", snapshot_interval=1, max_snapshots=1)
     learn(branches, "anna", *TEXTS[:2])
-    state, learned = branches.export("anna"), journal.get_version(branches.store, "story/anna", 2)
+    state, learned = branches.export("anna"), versions.get_version(branches.store, "story/anna", 2)
     assert branches.restore("anna", state, "test").snapshot == learned.snapshot is not None
     learn(branches, "anna", *TEXTS[2:])
     branch_changes.rollback(branches.store, "story/anna", 3, "test")

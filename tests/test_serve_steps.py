@@ -13,7 +13,7 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.lm import online
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.server.learning import journal, learner, listing, partial_steps, text_scores
+from ontogeny.server.learning import journal, learner, listing, partial_steps, text_scores, versions
 from ontogeny.server.learning.acceptance import do_not_pause
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.listing import PageRequest
@@ -136,12 +136,12 @@ def partly_learned(model, tmp_path_factory):
 @pytest.mark.computes
 def test_texts_learned_in_part_are_recorded_and_computed_again_bit_for_bit(partly_learned, tmp_path):
     branches = partly_learned
-    versions = journal.list_versions(branches.store, "story/a")[1:]
-    all_steps = [partial_steps.steps_from_json(version.steps) for version in versions]
+    branch_versions = versions.list_versions(branches.store, "story/a")[1:]
+    all_steps = [partial_steps.steps_from_json(version.steps) for version in branch_versions]
     shares = {step.share for steps in all_steps for step in steps or []}
     assert len(shares) > 1 and any(0 < share < 1 for share in shares), shares
     limit = branches.learner.trained_loss + branches.config.max_forgetting
-    assert all(version.held_out_loss <= limit for version in versions)
+    assert all(version.held_out_loss <= limit for version in branch_versions)
     decisions = [d for d in journal.list_decisions(branches.store, "story") if d.kind == "learned"]
     for decision, steps in zip(decisions, all_steps, strict=True):
         assert steps is not None and decision.share == partial_steps.mean_share(steps)

@@ -9,7 +9,7 @@ import pytest
 from local_s3 import CuttingProxy
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.snapshot_stores.base import STORE_ID
@@ -57,7 +57,7 @@ def test_a_shared_folder_may_be_reached_by_another_path(state, address, tmp_path
     recorded = check(state, address)
     assert recorded is not None and check(tmp_path / "mounted", address) == recorded
     with Store(tmp_path / "mounted", database_url=address, snapshot_url="") as store:
-        assert {file.name for file in store.snapshots.list_files()} == set(journal.list_snapshots(store))
+        assert {file.name for file in store.snapshots.list_files()} == set(versions.list_snapshots(store))
 
 
 @pytest.mark.parametrize("is_empty", [True, False])

@@ -13,7 +13,7 @@ from local_s3 import CuttingProxy
 from ontogeny import trees
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server import keys, quotas
-from ontogeny.server.learning import branch_changes, journal, snapshots
+from ontogeny.server.learning import branch_changes, journal, snapshots, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.repair import check_branches
@@ -234,10 +234,10 @@ def test_profiles_of_aws_are_used(s3, s3_address, monkeypatch, tmp_path):
 def test_branches_learn_and_are_read_again(branches, store):
     learn(branches, "anna", *TEXTS)
     weights = branches.current("anna").weights
-    assert names_of(store.snapshots) > set(journal.list_snapshots(store))  # surplus files wait for an hour
+    assert names_of(store.snapshots) > set(versions.list_snapshots(store))  # surplus files wait for an hour
     assert delete_unused(store) == 0
     assert delete_unused(store, min_age=0.0) == 2
-    assert names_of(store.snapshots) == set(journal.list_snapshots(store))
+    assert names_of(store.snapshots) == set(versions.list_snapshots(store))
     assert not (store.folder / "snapshots").exists()
     assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
     assert all(not check.damaged for check in check_branches(store, "story"))
@@ -246,12 +246,12 @@ def test_branches_learn_and_are_read_again(branches, store):
 def test_a_damaged_object_is_computed_again(branches, store, s3, tmp_path):
     learn(branches, "anna", *TEXTS)
     weights = branches.current("anna").weights
-    version = journal.get_version(store, "story/anna", 4)
+    version = versions.get_version(store, "story/anna", 4)
     s3.write(f"{tmp_path.name}/{version.snapshot}", b"damaged")
     [check] = [check for check in check_branches(store, "story") if check.damaged]
     assert check.is_available and "digest in its name" in check.damaged[0][1]
     assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
-    assert journal.get_version(store, "story/anna", 4).snapshot not in (None, version.snapshot)
+    assert versions.get_version(store, "story/anna", 4).snapshot not in (None, version.snapshot)
     assert not any(check.damaged for check in check_branches(store, "story"))
 
 
@@ -259,11 +259,11 @@ def test_a_damaged_object_is_not_shared(branches, store, s3, tmp_path):
     learn(branches, "anna", TEXTS[0])
     restored = branches.restore("anna", branches.export("anna"), "test")
     branch_changes.rollback(store, "story/anna", 1, "test")
-    assert journal.get_version(store, "story/anna", 1).snapshot == restored.snapshot
+    assert versions.get_version(store, "story/anna", 1).snapshot == restored.snapshot
     s3.write(f"{tmp_path.name}/{restored.snapshot}", b"damaged")
     weights = branches.current("anna").weights
     assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
-    assert store.snapshots.read(str(journal.get_version(store, "story/anna", 1).snapshot))
+    assert store.snapshots.read(str(versions.get_version(store, "story/anna", 1).snapshot))
 
 
 def test_learning_goes_on_while_the_store_is_unreachable(branches, store, proxy, tmp_path):
@@ -272,7 +272,7 @@ def test_learning_goes_on_while_the_store_is_unreachable(branches, store, proxy,
     proxy.max_bytes = 0
     learn(branches, "anna", *TEXTS[1:])
     weights = branches.current("anna").weights
-    assert journal.get_version(store, "story/anna", 4).snapshot is None
+    assert versions.get_version(store, "story/anna", 4).snapshot is None
     with pytest.raises(StorageUnavailable):
         branches.restore("bob", state, "test")
     assert journal.get_branch(store, "story/bob").current_version == 0
@@ -281,21 +281,21 @@ def test_learning_goes_on_while_the_store_is_unreachable(branches, store, proxy,
     proxy.max_bytes = None
     assert trees.bitwise_equal(reopen(branches).current("anna").weights, weights)
     assert branches.restore("bob", state, "test").number == 1
-    assert store.snapshots.holds(str(journal.get_version(store, "story/bob", 1).snapshot))
+    assert store.snapshots.holds(str(versions.get_version(store, "story/bob", 1).snapshot))
 
 
 def test_versions_of_equal_content_share_a_file_until_the_last_is_erased(branches, store):
     [number] = learn(branches, "anna", TEXTS[0])
     learn(branches, "bob", TEXTS[1])
     fork = branches.fork("bob", "carl", "test")
-    [shared] = {v.snapshot for v in journal.list_versions(store, "story/bob") if v.snapshot}
+    [shared] = {v.snapshot for v in versions.list_versions(store, "story/bob") if v.snapshot}
     assert fork.snapshot == shared and len(names_of(store.snapshots)) == 2
     branches.erase_example(number, "test")  # of another branch
     assert names_of(store.snapshots) == {shared}  # at once, although the file is young
-    assert not journal.get_version(store, "story/anna", 1).snapshot
+    assert not versions.get_version(store, "story/anna", 1).snapshot
     branch_changes.rollback(store, "story/bob", 0, "test")
     with store.transaction():
-        journal.forget_snapshot(store, journal.get_version(store, "story/bob", 1))
+        versions.forget_snapshot(store, versions.get_version(store, "story/bob", 1))
     assert delete_unused(store, min_age=0.0) == 0
     assert trees.bitwise_equal(reopen(branches).current("carl").weights, branches.current("carl").weights)
 
@@ -305,13 +305,13 @@ def test_unused_files_are_deleted_in_pages(files, database, request, monkeypatch
     """No step has more than a page of names in memory, and no file in use is deleted."""
     address = request.getfixturevalue("postgres").address_for(tmp_path) if database == "postgres" else ""
     monkeypatch.setattr(snapshots, "PAGE_SIZE", 3)
-    monkeypatch.setattr(journal, "PAGE_SIZE", 2)
+    monkeypatch.setattr(versions, "PAGE_SIZE", 2)
     with Store(tmp_path / "state", database_url=address, snapshot_url="") as store:
         monkeypatch.setattr(store, "snapshots", files)
         config = BranchConfig(snapshot_interval=1, max_snapshots=9)
         learn(BranchManager(store, "story", fake_learner(), config=config), "anna", *TEXTS, "the fifth text")
         used, unused = names_of(files), {files.write(str(i).encode()) for i in range(7)}
-        assert list(journal.list_snapshots(store)) == sorted(used) and len(used) == 5
+        assert list(versions.list_snapshots(store)) == sorted(used) and len(used) == 5
         listing, deletion, num_listed = type(files).list_files, type(files).delete, [0]
         deleted = list[set[str]]()
 
@@ -351,7 +351,7 @@ def test_a_file_whose_version_was_erased_meanwhile_is_deleted_at_once(branches, 
     [number] = learn(branches, "anna", TEXTS[0])
     loaded = branches.current("anna")
     with store.transaction():
-        journal.forget_snapshot(store, journal.get_version(store, "story/anna", 1))
+        versions.forget_snapshot(store, versions.get_version(store, "story/anna", 1))
     delete_unused(store, min_age=0.0)
     write = store.write_snapshot
 
@@ -380,7 +380,7 @@ def age(files: SnapshotStore, monkeypatch, seconds: float) -> None:
 def test_unused_files_are_deleted_after_an_hour_and_used_ones_never(branches, store, monkeypatch):
     learn(branches, "anna", *TEXTS)
     leftover = store.write_snapshot(b"what a crash has left")
-    used = set(journal.list_snapshots(store))
+    used = set(versions.list_snapshots(store))
     assert delete_unused(store) == 0 and check_state(store.folder, "", store.snapshots.path_of("")[:-1]) == []
     age(store.snapshots, monkeypatch, MIN_AGE - 60)
     assert delete_unused(store) == 0
@@ -398,7 +398,7 @@ def test_an_upload_of_content_that_a_collector_deletes_is_safe(branches, store, 
     first = branches.restore("anna", state, "test")
     branch_changes.rollback(store, "story/anna", 0, "test")
     with store.transaction():
-        journal.forget_snapshot(store, first)
+        versions.forget_snapshot(store, first)
     delete, uploaded = store.snapshots.delete, []
 
     def upload_and_delete(names):
@@ -421,7 +421,7 @@ def test_a_version_does_not_share_a_file_that_is_forgotten_meanwhile(branches, s
         assert is_intact(file)
         monkeypatch.setattr(branches.snapshots, "_is_intact", is_intact)
         with store.transaction():
-            journal.forget_snapshot(store, first)
+            versions.forget_snapshot(store, first)
         assert delete_files(store, [str(first.snapshot)]) == 1
         return True
 
@@ -453,7 +453,7 @@ def test_a_rejected_state_leaves_no_file(branches, store, monkeypatch, tmp_path)
     monkeypatch.setattr(quotas, "check", partial(_reject, "the key may store no more"))
     with pytest.raises(BadInput, match="may store no more"):
         branches.restore("anna", state, "test")
-    assert names_of(store.snapshots) == set() == set(journal.list_snapshots(store))
+    assert names_of(store.snapshots) == set() == set(versions.list_snapshots(store))
 
 
 def _reject(reason: str, *_: object) -> None:
@@ -482,7 +482,7 @@ def test_snapshots_are_copied_and_an_interrupted_copy_goes_on(branches, store, s
     learn(branches, "bob", *TEXTS[:2])
     folder = FolderSnapshots(tmp_path / "copy")
     folder.create()
-    names = sorted(journal.list_snapshots(store))
+    names = sorted(versions.list_snapshots(store))
     assert copy_snapshots(store, store.snapshots, folder) == len(names) == 4
     assert names_of(folder) == set(names)
     (folder.folder / names[0]).write_bytes(b"truncated")
@@ -538,7 +538,7 @@ def test_a_state_is_moved_into_a_database_and_a_store(s3_address, postgres, prox
     with Store(tmp_path / "state", database_url="", snapshot_url="") as store:
         branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=1))
         learn(branches, "anna", *TEXTS)
-        digests = [version.digest for version in journal.list_versions(store, "story/anna")]
+        digests = [version.digest for version in versions.list_versions(store, "story/anna")]
 
     def write_until_the_store_is_gone(self: ObjectSnapshots, name: str, content: bytes) -> None:
         proxy.max_bytes = 0 if len(names_of(self)) == 2 else None
@@ -554,8 +554,8 @@ def test_a_state_is_moved_into_a_database_and_a_store(s3_address, postgres, prox
     code, output, error = call_cli("deployments", "move", *arguments)
     assert code == 0 and "4 snapshots copied" in output, error
     with Store(tmp_path / "own", create=False, database_url=address, snapshot_url=s3_address) as copied:
-        assert [version.digest for version in journal.list_versions(copied, "story/anna")] == digests
-        assert names_of(copied.snapshots) == set(journal.list_snapshots(copied))
+        assert [version.digest for version in versions.list_versions(copied, "story/anna")] == digests
+        assert names_of(copied.snapshots) == set(versions.list_snapshots(copied))
         assert all(not check.damaged for check in check_branches(copied, "story"))
     back = (address, str(tmp_path / "back"), "--state-dir", str(tmp_path / "own"), "--snapshot-url", s3_address)
     assert call_cli("deployments", "move", *back)[0] == 0
@@ -569,21 +569,21 @@ def test_a_version_keeps_the_file_that_another_one_is_about_to_share(s3_address,
     with Store(tmp_path / "state", database_url=address, snapshot_url=s3_address) as store:
         branches = BranchManager(store, "story", fake_learner(), config=BranchConfig(snapshot_interval=1))
         learn(branches, "anna", TEXTS[0])
-        version = journal.get_version(store, "story/anna", 1)
+        version = versions.get_version(store, "story/anna", 1)
         is_forgotten = threading.Event()
 
         def forget() -> None:
             with store.transaction("story/anna"):
-                journal.forget_snapshot(store, version)
+                versions.forget_snapshot(store, version)
             is_forgotten.set()
 
         with store.transaction("story/bob"):
-            assert journal.uses_snapshot(store, version)
+            assert versions.uses_snapshot(store, version)
             thread = threading.Thread(target=forget)
             thread.start()
             assert not is_forgotten.wait(0.3)
         thread.join()
-        assert not journal.uses_snapshot(store, version)
+        assert not versions.uses_snapshot(store, version)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Self
 from journal_checks import check_decisions, list_replayed_texts
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning import branch_changes, journal, versions
 from ontogeny.server.store import Store
 from serving import ServerProcess, read_stored, wait_until
 from stepping import list_snapshot_paths
@@ -307,9 +307,9 @@ class Workload:
     def roll_back_beside(self, client: Client) -> None:
         """Returns to an earlier version from another process than that of the server, like the command line."""
         with Store(self.state_dir) as store:
-            versions = [v for v in journal.list_versions(store, f"story/{client.id}") if not v.deleted]
-            if versions:
-                number = client.draw.choice(versions[-20:]).number
+            branch_versions = [v for v in versions.list_versions(store, f"story/{client.id}") if not v.deleted]
+            if branch_versions:
+                number = client.draw.choice(branch_versions[-20:]).number
                 with contextlib.suppress(BadInput):  # an erasure of another process may have deleted it meanwhile
                     branch_changes.rollback(store, f"story/{client.id}", number, "workload")
 
@@ -351,7 +351,7 @@ class Workload:
                     assert text is None or text.encode() not in stored, number
                 else:
                     assert example.text is not None and text in (None, example.text), example
-            assert {path.name for path in list_snapshot_paths(store)} == set(journal.list_snapshots(store))
+            assert {path.name for path in list_snapshot_paths(store)} == set(versions.list_snapshots(store))
             assert not branch_changes.list_unfinished_erasures(store, "story")
             for client in self.clients:
                 check_decisions(store, f"story/{client.id}")

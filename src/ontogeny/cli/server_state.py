@@ -37,22 +37,22 @@ def show_log(
 
     Example: ontogeny deployments log story
     """
-    from ontogeny.server.learning import journal
+    from ontogeny.server.learning import journal, versions
 
     store = open_store(state_dir, database_url, read_only=True)
     branches = _list_branches(store, name)
-    versions = {
+    branch_versions = {
         (branch.branch, version.number): version
         for branch in branches
-        for version in journal.list_versions(store, branch.branch)
+        for version in versions.list_versions(store, branch.branch)
     }
     entries: list[dict[str, Any]] = []
     for decision in journal.list_decisions(store, name):
         entry = decision._asdict()
-        version = None if decision.version is None else versions.get((decision.branch, decision.version))
+        version = None if decision.version is None else branch_versions.get((decision.branch, decision.version))
         if version is not None:  # its record may have been lost with a damaged page
             entry |= {field: getattr(version, field) for field in ("digest", "first_example", "last_example")}
-            entry["version_description"] = journal.describe_version(store, version)
+            entry["version_description"] = versions.describe_version(store, version)
         entries.append(entry)
     if as_json:
         return typer.echo(json.dumps(entries))
@@ -79,12 +79,12 @@ def roll_back(
 
     Example: ontogeny deployments rollback story --to 0
     """
-    from ontogeny.server.learning import branch_changes, journal
+    from ontogeny.server.learning import branch_changes, versions
 
     store = open_store(state_dir, database_url)
     branches = _list_branches(store, name)
     if key is None:  # a branch that was rolled back to version 0 has others to return to
-        chosen = [branch for branch in branches if journal.next_version(store, branch.branch) > 1]
+        chosen = [branch for branch in branches if versions.next_version(store, branch.branch) > 1]
     else:
         chosen = [branch for branch in branches if branch.owner_key == key]
     if len(chosen) > 1:

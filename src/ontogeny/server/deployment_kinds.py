@@ -21,7 +21,7 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.fair_executor import FairExecutor
-from ontogeny.server.learning import branch_changes, default_config, journal, learner
+from ontogeny.server.learning import branch_changes, default_config, journal, learner, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
@@ -172,8 +172,8 @@ class LanguageDeployment:
         """Removes cached prefixes and activations of erased examples; see `BranchManager.on_erased`."""
         assert self.branches is not None
         store = self.branches.store
-        remaining = journal.list_digests(store, self.name, deleted=False)
-        deleted = journal.list_digests(store, self.name, deleted=True) - remaining
+        remaining = versions.list_digests(store, self.name, deleted=False)
+        deleted = versions.list_digests(store, self.name, deleted=True) - remaining
         self.engine.prefix_cache.evict({example.key for example in examples}, deleted)
         self.on_erased(examples)
         names = {name for example in examples for name in branch_changes.list_branches_with(store, example)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server import relations, schema
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import versions
 from ontogeny.server.snapshot_stores import identity
 from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotStore, UnusableSnapshot
 from ontogeny.server.store import Store
@@ -68,7 +68,7 @@ def copy_snapshots(records: Store, source: SnapshotStore, target: SnapshotStore)
         BadInput: A file is absent from the source, or damaged.
     """
     is_copied, count = source.path_of("") != target.path_of(""), 0
-    for file in journal.list_snapshots(records):
+    for file in versions.list_snapshots(records):
         count += 1
         if is_copied:
             _copy_snapshot(source, target, file)

@@ -21,7 +21,7 @@ from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
 from ontogeny.server import keys, relations, schema
 from ontogeny.server.databases.sqlite import DATABASE, OWNER_FILE, OWNER_FOLDER, RECOVERED
-from ontogeny.server.learning import journal, snapshots
+from ontogeny.server.learning import journal, snapshots, versions
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.recovery import LOG_SUFFIX, copy_database, recover_database
 from ontogeny.server.snapshot_stores import identity
@@ -150,7 +150,7 @@ def _require_snapshots(folder: Path, database_url: str | None, snapshot_url: str
     with Store(folder, create=False, read_only=True, database_url=database_url, snapshot_url=snapshot_url) as store:
         if next(iter(store.snapshots.list_files()), None) is not None:
             return
-        if count := sum(1 for _ in journal.list_snapshots(store)):
+        if count := sum(1 for _ in versions.list_snapshots(store)):
             raise BadInput(
                 f"{store.snapshots.label} has none of the {count:,} snapshots that versions refer to; name their "
                 "store with --snapshot-url or --state-dir, or add --lost-snapshots if they are lost"
@@ -315,7 +315,7 @@ def _list_leftovers(store: Store) -> list[str]:
     newest = time.time() - min_age
     files = (file.name for file in store.snapshots.list_files() if file.written_at < newest)
     pages = snapshots.split_pages(files)  # each is compared after it was listed, because files are written first
-    return sorted(file for page in pages for file in set(page) - journal.find_used_snapshots(store, page))
+    return sorted(file for page in pages for file in set(page) - versions.find_used_snapshots(store, page))
 
 
 def _find_leftovers(store: Store) -> Iterator[StateFault]:

@@ -20,7 +20,7 @@ from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkReques
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.keys import ApiKey
-from ontogeny.server.learning import branch_changes, journal, listing, partial_steps, text_scores
+from ontogeny.server.learning import branch_changes, journal, listing, partial_steps, text_scores, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.listing import PageRequest
@@ -55,7 +55,7 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
         frozen = {"mode": "frozen", "learning": False, "current_version": 0, "weight_distance": 0.0, "decisions": []}
         return description | frozen
     branch = branches.open(key.id)
-    current = journal.get_version(branches.store, branch.branch, branch.current_version)
+    current = versions.get_version(branches.store, branch.branch, branch.current_version)
     failure = branches.loop.failure(branch.branch)
     decisions = journal.list_recent_decisions(branches.store, branch.branch, MAX_DECISIONS)
     return description | {
@@ -63,7 +63,7 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
         "learning": not branch.frozen,
         "shared": branches.shared,
         "current_version": current.number,
-        "version_description": journal.describe_version(branches.store, current),
+        "version_description": versions.describe_version(branches.store, current),
         "failure": failure,
         "digest": current.digest,
         "weight_distance": current.weight_distance,
@@ -124,14 +124,14 @@ def show_saving(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
 def list_versions(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
     """Lists versions of this key's branch with their digests and examples, by number."""
     store = branches.store
-    versions, has_more = listing.list_versions_of_branch(store, branches.open(key.id).branch, page)
+    branch_versions, has_more = listing.list_versions_of_branch(store, branches.open(key.id).branch, page)
     data = [
         version._asdict()
         | {
-            "version_description": journal.describe_version(store, version),
+            "version_description": versions.describe_version(store, version),
             "steps": [step._asdict() for step in partial_steps.steps_from_json(version.steps) or []] or None,
         }
-        for version in versions
+        for version in branch_versions
     ]
     return {"object": "list", "data": data, "has_more": has_more}
 
@@ -242,10 +242,10 @@ def _describe_decision(branches: BranchManager, decision: LearningDecision) -> d
     if decision.version is None:
         return decision._asdict() | {"version_description": None}
     try:
-        version = journal.get_version(branches.store, decision.branch, decision.version)
+        version = versions.get_version(branches.store, decision.branch, decision.version)
     except BadInput:  # a damaged page of the database has lost the version
         return decision._asdict() | {"version_description": "unknown"}
-    return decision._asdict() | {"version_description": journal.describe_version(branches.store, version)}
+    return decision._asdict() | {"version_description": versions.describe_version(branches.store, version)}
 
 
 def _describe_saving(score: ScoredText | None) -> dict[str, float | None]:

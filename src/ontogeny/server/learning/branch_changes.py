@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
-from ontogeny.server.learning import journal, repeats, text_scores
-from ontogeny.server.learning.journal import BranchVersion, TrainingExample
+from ontogeny.server.learning import journal, repeats, text_scores, versions
+from ontogeny.server.learning.journal import TrainingExample
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
@@ -72,7 +73,7 @@ def rollback(
         IdempotencyKeyReused: The idempotency key belongs to another request.
     """
     with store.transaction():
-        version = journal.get_version(store, branch, number)
+        version = versions.get_version(store, branch, number)
         if request is not None and repeats.find_record(store, actor, request) is not None:
             return version
         if version.deleted:
@@ -142,7 +143,7 @@ def restore_version(
         exported_from: The branch and version that the upload names as its origin; several can have equal weights.
         is_fork: Whether the weights come from another branch of this server instead of from an upload.
         fence: See `journal.add_example`.
-        confirm: See `journal.add_snapshot`.
+        confirm: See `versions.add_snapshot`.
         request: See `rollback`.
 
     Raises:
@@ -156,8 +157,8 @@ def restore_version(
         source = _recognize(store, journal.get_branch(store, name).deployment, source_digest, exported_from)
         if source is not None and source.deleted:
             raise ErasedSource("this state was learned from an example that was erased")
-        number = journal.next_version(store, name)
-        version = journal.add_version(
+        number = versions.next_version(store, name)
+        version = versions.add_version(
             store, name, number, digest, held_out_loss, weight_distance, snapshot=file, source=source
         )
         confirm()
@@ -169,7 +170,7 @@ def restore_version(
             repeats.add_record(store, actor, request, -number)
         kind = "forked" if is_fork else "restored"
         journal.log_decision(
-            store, name, kind, None, number, held_out_loss, f"by {actor}; {journal.describe_version(store, version)}"
+            store, name, kind, None, number, held_out_loss, f"by {actor}; {versions.describe_version(store, version)}"
         )
     return version
 
@@ -185,7 +186,7 @@ def refuse_repetition(store: Store, branch: str, key: str, request: RequestIdent
     """
     record = None if request is None else repeats.find_record(store, key, request)
     if record is not None:
-        raise ChangeRepeated(journal.get_version(store, branch, -(record.example or 0)))
+        raise ChangeRepeated(versions.get_version(store, branch, -(record.example or 0)))
 
 
 def _recognize(
@@ -243,11 +244,13 @@ def list_erased_snapshots(store: Store) -> list[BranchVersion]:
     return store.select(BranchVersion, "SELECT * FROM versions WHERE deleted AND snapshot IS NOT NULL")
 
 
-def finish_erasures(store: Store, examples: Iterable[TrainingExample], versions: Iterable[BranchVersion] = ()) -> None:
+def finish_erasures(
+    store: Store, examples: Iterable[TrainingExample], erased_versions: Iterable[BranchVersion] = ()
+) -> None:
     """Records that nothing is left of erased examples, and that the snapshots of these versions are deleted."""
     with store.transaction():
-        for version in versions:
-            journal.forget_snapshot(store, version)
+        for version in erased_versions:
+            versions.forget_snapshot(store, version)
         for example in examples:
             store.execute("DELETE FROM unfinished_erasures WHERE example = ?", example.number)
 
@@ -279,7 +282,7 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
         reason = f"the examples after number {last_decided} are learned again"
         current = parent or 0
     _move_branch(store, branch, current, last_decided)
-    held_out_loss = journal.get_version(store, branch, current).held_out_loss
+    held_out_loss = versions.get_version(store, branch, current).held_out_loss
     journal.log_decision(store, branch, "erased", number, current, held_out_loss, f"by {actor}; {reason}")
 
 

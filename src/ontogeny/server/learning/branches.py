@@ -27,11 +27,12 @@ from ontogeny.server.learning import branch_changes, journal, partial_steps
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.branch_changes import ChangeRepeated, ErasedSource
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import Branch, BranchLost, BranchVersion, TrainingExample
+from ontogeny.server.learning.journal import Branch, BranchLost, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
 from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.states import check_digest, decode_state, read_metadata

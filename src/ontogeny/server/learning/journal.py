@@ -1,4 +1,4 @@
-"""The journal of online learning: training examples, versions of the weights, and decisions of the learner.
+"""The journal of online learning: branches, training examples, and decisions of the learner; see `versions`, too.
 
 A branch is one version history of weights that starts at the trained weights. It belongs to one key, or to all keys
 if it is shared. Examples have increasing numbers that never change. A version is its parent plus one example;
@@ -15,20 +15,19 @@ that write compare the branch with the one on which the decision was based.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
-from ontogeny.server.learning import repeats, text_scores
+from ontogeny.server.learning import repeats, text_scores, versions
 from ontogeny.server.learning.text_scores import TextScore
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
 SHARED = "shared"
-MAX_INTEGER = 2**63  # of SQLite
-PAGE_SIZE = 1000  # records of one statement
 PENDING = f"branch = ? AND number > ? AND {UNDECIDED}"  # the condition of an undecided example
 
 
@@ -63,28 +62,6 @@ class TrainingExample(NamedTuple):
     deferred: bool  # a rollback took it out of use
     erased_at: float | None
     created_at: float
-
-
-class BranchVersion(NamedTuple):
-    """One version of the weights of a branch."""
-
-    branch: str
-    number: int
-    parent: int | None
-    example: int | None  # learned in addition to the parent's examples
-    first_example: int | None  # the range of examples that the version was learned from
-    last_example: int | None
-    digest: str
-    held_out_loss: float  # nats per token
-    weight_distance: float  # from the trained weights, relative to their norm
-    snapshot: str | None  # file name
-    deleted: bool  # it was learned from an example that was erased
-    created_at: float
-    source_branch: str | None = None  # of a restored version: the version with the same weights, if it is known
-    source_version: int | None = None
-    root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
-    steps: str | None = None  # of `partial_steps`, as JSON; None if all of the example was learned as a whole
-    computed_by: str | None = None  # processor, jaxlib and product path on which the bits of the weights depend
 
 
 class VersionRecipe(NamedTuple):
@@ -128,7 +105,7 @@ def open_branch(
                 frozen = store.select_value(query, deployment)  # a new branch is frozen if the others are
                 branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
                 store.insert("branches", branch)
-                add_version(store, name, 0, trained_digest, held_out_loss)
+                versions.add_version(store, name, 0, trained_digest, held_out_loss)
     if branch.trained_digest != trained_digest:
         raise BadInput(
             f"'{deployment}' was learned from weights {branch.trained_digest[:16]}, but the model has weights "
@@ -273,21 +250,6 @@ def list_examples(store: Store, branch: str) -> list[TrainingExample]:
     return store.select(TrainingExample, query, branch)
 
 
-def get_version(store: Store, branch: str, number: int) -> BranchVersion:
-    """Returns a version; raises `BadInput` if there is none of this number."""
-    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
-    version = store.select_one(BranchVersion, query, branch, number) if 0 <= number < MAX_INTEGER else None
-    if version is None:
-        newest = next_version(store, branch) - 1
-        raise BadInput(f"the branch '{branch}' has no version {number}; its versions are 0 to {newest}")
-    return version
-
-
-def list_versions(store: Store, branch: str) -> list[BranchVersion]:
-    """Returns the versions of a branch by number, deleted ones included."""
-    return store.select(BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
-
-
 def read_recipe(store: Store, name: str, unusable: Collection[str] = ()) -> VersionRecipe:
     """Reads how the weights of the current version of a branch are computed.
 
@@ -300,55 +262,17 @@ def read_recipe(store: Store, name: str, unusable: Collection[str] = ()) -> Vers
         BadInput: The version cannot be computed without the unusable snapshots.
     """
     with store.read_transaction():
-        version = get_version(store, name, get_branch(store, name).current_version)
-        base, versions = find_base(store, version, unusable)
-        examples = [find_example(store, int(learned.example or 0)) for learned in versions]
+        version = versions.get_version(store, name, get_branch(store, name).current_version)
+        base, learned_versions = versions.find_base(store, version, unusable)
+        examples = [find_example(store, int(learned.example or 0)) for learned in learned_versions]
     texts = [
         (example.text, learned.steps)
-        for example, learned in zip(examples, versions, strict=True)
+        for example, learned in zip(examples, learned_versions, strict=True)
         if example is not None and example.text is not None
     ]
-    if len(texts) < len(versions):
+    if len(texts) < len(learned_versions):
         raise BadInput(f"the journal lacks examples of version {version.number} of '{name}'")
     return VersionRecipe(version, base, texts)
-
-
-def find_base(
-    store: Store, version: BranchVersion, unusable: Collection[str]
-) -> tuple[BranchVersion, list[BranchVersion]]:
-    """Finds the nearest version from which the weights of a version can be computed.
-
-    A restored version without a usable snapshot is computed like the version that was exported. Must be called in a
-    transaction.
-
-    Returns:
-        The version to begin with, which is version 0 or has a snapshot, and the versions whose examples are to be
-        learned after it, in order.
-
-    Raises:
-        BadInput: A restored version has no usable snapshot, and the version that was exported is unknown or deleted.
-    """
-    base, versions = version, list[BranchVersion]()
-    while base.number and (base.snapshot is None or base.snapshot in unusable):
-        source = find_source(store, base)
-        if base.parent is not None and base.example is not None:
-            versions.append(base)
-            base = get_version(store, base.branch, base.parent)
-        elif source is not None and not source.deleted:
-            base = source
-        else:
-            raise BadInput(
-                f"version {base.number} of '{base.branch}' was restored from an export, so it cannot be learned again, "
-                f"and its snapshot '{base.snapshot}' is absent or damaged"
-            )
-    return base, versions[::-1]
-
-
-def find_source(store: Store, version: BranchVersion) -> BranchVersion | None:
-    """Returns the version from which a restored version was exported, or None if it is unknown."""
-    if version.source_branch is None or version.source_version is None:
-        return None
-    return get_version(store, version.source_branch, version.source_version)
 
 
 def list_decisions(store: Store, deployment: str) -> list[LearningDecision]:
@@ -412,9 +336,9 @@ def commit_version(
     with store.transaction(branch.branch):
         if has_changed(store, branch):
             return None
-        parent = get_version(store, branch.branch, branch.current_version)
-        number = next_version(store, branch.branch)
-        version = add_version(
+        parent = versions.get_version(store, branch.branch, branch.current_version)
+        number = versions.next_version(store, branch.branch)
+        version = versions.add_version(
             store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example, steps=steps,
             computed_by=computed_by,
         )  # fmt: skip
@@ -445,160 +369,9 @@ def reject_example(
     return True
 
 
-def add_snapshot(
-    store: Store, version: BranchVersion, file: str, max_snapshots: int, confirm: Callable[[], None] = lambda: None
-) -> list[str]:
-    """Records the file that holds a version.
-
-    Args:
-        store: The database.
-        version: What the file holds; it has no snapshot yet.
-        file: The name of the file.
-        max_snapshots: Per branch.
-        confirm: Called in the transaction; raises `SnapshotExpired` if the file may be deleted.
-
-    Returns:
-        Files that may be deleted: the oldest surplus snapshots of the branch, or `file` itself if the version has
-        been deleted or has a snapshot.
-    """
-    condition = "WHERE branch = ? AND number = ? AND NOT deleted AND snapshot IS NULL"
-    with store.transaction(version.branch):
-        name = version.branch
-        if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
-            return [file]
-        confirm()
-        return forget_surplus_snapshots(store, version, max_snapshots)
-
-
-def forget_surplus_snapshots(store: Store, newest: BranchVersion, max_snapshots: int) -> list[str]:
-    """Records that the oldest surplus snapshots of a branch are no longer used, and returns their files.
-
-    Versions that were uploaded from elsewhere keep their snapshots, because they cannot be computed without them. Must
-    be called in a transaction.
-
-    Args:
-        store: The database.
-        newest: The version whose snapshot was added last.
-        max_snapshots: How many are kept, beside that of the current version.
-    """
-    query = (
-        f"SELECT versions.* FROM branches {store.database.ordered_join} versions "
-        f"{store.database.index_hint('versions_with_snapshot')} USING (branch) "
-        "WHERE branch = ? AND snapshot IS NOT NULL AND NOT deleted AND "
-        "(parent IS NOT NULL OR source_branch IS NOT NULL) AND number != current_version AND number != ? "
-        "ORDER BY number DESC"
-    )
-    surplus = store.select(BranchVersion, query, newest.branch, newest.number)[max_snapshots - 1 :]
-    for old in surplus:
-        forget_snapshot(store, old)
-    return [str(old.snapshot) for old in surplus]
-
-
-def forget_snapshot(store: Store, version: BranchVersion) -> None:
-    """Records that the file of a version is no longer used; must be called in a transaction."""
-    query = "UPDATE versions SET snapshot = NULL WHERE branch = ? AND number = ? AND snapshot = ?"
-    store.execute(query, version.branch, version.number, version.snapshot)
-
-
-def find_snapshot(store: Store, branches: Collection[str], content: str) -> BranchVersion | None:
-    """Returns a version of one of these branches whose file has this content, or None.
-
-    Args:
-        store: The database.
-        branches: The names of branches.
-        content: The part of the name of the file that depends on the content.
-    """
-    hint = store.database.index_hint("versions_with_snapshot")
-    query = f"SELECT * FROM versions {hint} WHERE branch = ? AND snapshot IS NOT NULL AND NOT deleted"
-    versions = (version for branch in branches for version in store.select(BranchVersion, query, branch))
-    return next((version for version in versions if str(version.snapshot).startswith(f"{content}-")), None)
-
-
-def uses_snapshot(store: Store, version: BranchVersion) -> bool:
-    """Whether a version still has its file, and keeps it until the current transaction ends."""
-    query = "SELECT 1 FROM versions WHERE branch = ? AND number = ? AND snapshot = ? AND NOT deleted"
-    parameters = (version.branch, version.number, version.snapshot)
-    return store.select_value(f"{query} {store.database.share_lock}", *parameters) is not None
-
-
-def list_snapshots(store: Store) -> Iterator[str]:
-    """The files that hold versions which are not deleted, by name, read in pages."""
-    query = "SELECT DISTINCT snapshot FROM versions WHERE snapshot > ? AND NOT deleted ORDER BY snapshot LIMIT ?"
-    page = [""]
-    while page:
-        page = store.select_values(query, page[-1], PAGE_SIZE)
-        yield from page
-
-
-def find_used_snapshots(store: Store, files: Sequence[str]) -> set[str]:
-    """Returns those of some files that hold versions which are not deleted."""
-    parameters = ", ".join("?" * len(files))
-    query = f"SELECT DISTINCT snapshot FROM versions WHERE snapshot IN ({parameters}) AND NOT deleted"
-    return set(store.select_values(query, *files))
-
-
-def describe_version(store: Store, version: BranchVersion) -> str:
-    """Says in words what a version was learned from."""
-    first = version.first_example
-    last = version.last_example
-    learned = "" if first is None else f"example {first}" if first == last else f"examples {first} to {last}"
-    if not version.root_version:
-        return learned or "the trained weights"
-    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
-    root = store.select_one(BranchVersion, query, version.branch, version.root_version)
-    origin = "restored" if root is None else _describe_root(root)  # a damaged database may have lost the root
-    return f"{origin}, then {learned}" if learned else origin
-
-
-def _describe_root(version: BranchVersion) -> str:
-    """Says where the weights of a restored version come from."""
-    if version.source_branch is None:
-        return "restored from an export"
-    if version.source_branch == version.branch:
-        return f"restored from an export of version {version.source_version}"
-    return f"forked from version {version.source_version} of key {version.source_branch.rpartition('/')[2]}"
-
-
-def list_digests(store: Store, deployment: str, *, deleted: bool) -> set[str]:
-    """Returns the digests of the versions of a deployment that are deleted, or of those that are not."""
-    query = "SELECT DISTINCT digest FROM versions JOIN branches USING (branch) WHERE deployment = ? AND deleted = ?"
-    return set(store.select_values(query, deployment, deleted))
-
-
 def _find_branch(store: Store, name: str) -> Branch | None:
     """Returns the branch of this name, or None."""
     return store.select_one(Branch, "SELECT * FROM branches WHERE branch = ?", name)
-
-
-def next_version(store: Store, branch: str) -> int:
-    """The number of the next version of a branch."""
-    return store.select_value("SELECT coalesce(max(number) + 1, 0) FROM versions WHERE branch = ?", branch)
-
-
-def add_version(
-    store: Store,
-    branch: str,
-    number: int,
-    digest: str,
-    held_out_loss: float,
-    weight_distance: float = 0.0,
-    parent: BranchVersion | None = None,
-    example: int | None = None,
-    snapshot: str | None = None,
-    source: BranchVersion | None = None,
-    steps: str | None = None,
-    computed_by: str | None = None,
-) -> BranchVersion:
-    """Adds a version that was learned from its parent and one example, or that has neither."""
-    first = example if parent is None or parent.first_example is None else parent.first_example
-    parent_number = None if parent is None else parent.number
-    version = BranchVersion(
-        branch, number, parent_number, example, first, example, digest, held_out_loss, weight_distance, snapshot, False,
-        time.time(), None if source is None else source.branch, None if source is None else source.number,
-        number if parent is None else parent.root_version, steps, computed_by,
-    )  # fmt: skip
-    store.insert("versions", version)
-    return version
 
 
 def log_decision(

@@ -2,8 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-from ontogeny.server.learning.journal import UNDECIDED, Branch, BranchVersion, TrainingExample, get_branch, get_version
+from ontogeny.server.learning.journal import UNDECIDED, Branch, TrainingExample, get_branch
 from ontogeny.server.learning.text_scores import ScoredText
+from ontogeny.server.learning.versions import BranchVersion, get_version
 from ontogeny.server.store import Store
 
 MAX_PAGE_LENGTH = 1000

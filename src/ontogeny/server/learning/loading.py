@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ontogeny import trees
 from ontogeny.errors import ContractViolation, StorageUnavailable
 from ontogeny.lm.adapters import AdaptedWeights
-from ontogeny.server.learning import journal, partial_steps
+from ontogeny.server.learning import journal, partial_steps, versions
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
@@ -72,8 +72,8 @@ class VersionLoader:
     def save_current(self) -> None:
         """Writes snapshots of the current versions in memory."""
         with self._lock:
-            versions = list(self._loaded.values())
-        for loaded in versions:
+            branch_versions = list(self._loaded.values())
+        for loaded in branch_versions:
             self._snapshots.save_if_current(loaded)
 
     def branch_lock(self, name: str) -> AbstractContextManager[bool]:
@@ -117,7 +117,7 @@ class VersionLoader:
             with self._lock:
                 names = list(self._loaded)
             for version_key in names:
-                if journal.get_version(self._store, *version_key).deleted:
+                if versions.get_version(self._store, *version_key).deleted:
                     with self._lock:
                         self._loaded.pop(version_key, None)
 
@@ -168,7 +168,7 @@ class VersionLoader:
                 break
             except UnusableSnapshot as error:
                 # An erasure or the limit of snapshots may have deleted the file after the recipe was read.
-                if journal.get_version(self._store, base.branch, base.number).snapshot == base.snapshot:
+                if versions.get_version(self._store, base.branch, base.number).snapshot == base.snapshot:
                     unusable[str(base.snapshot)] = str(error)
                     if error.is_lost and base.parent is not None:
                         lost.append(base)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.server.learning import branch_changes, journal
-from ontogeny.server.learning.journal import BranchVersion
+from ontogeny.server.learning import branch_changes, journal, versions
 from ontogeny.server.learning.snapshots import delete_files
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.server.store import Store
@@ -50,11 +50,11 @@ def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchChe
     checks = check_branches(store, deployment)
     for check in checks:
         if not check.is_available:
-            newest = journal.get_version(store, check.branch, check.newest_version)
+            newest = versions.get_version(store, check.branch, check.newest_version)
             branch_changes.move_back(store, newest, f"by {actor}, to repair the branch")
         with store.transaction():
             for version, _ in check.damaged:
-                journal.forget_snapshot(store, version)
+                versions.forget_snapshot(store, version)
         delete_files(store, [str(version.snapshot) for version, _ in check.damaged])
     return checks
 
@@ -73,38 +73,38 @@ def find_damage(store: Store, version: BranchVersion) -> str | None:
 
 def _check_branch(store: Store, name: str) -> BranchCheck:
     """Reads the snapshots of one branch, and finds the newest version that can be computed."""
-    versions = [version for version in journal.list_versions(store, name) if not version.deleted]
-    reasons = [(version, find_damage(store, version)) for version in versions if version.snapshot is not None]
+    branch_versions = [version for version in versions.list_versions(store, name) if not version.deleted]
+    reasons = [(version, find_damage(store, version)) for version in branch_versions if version.snapshot is not None]
     damaged = [
         (version, reason)
         for version, reason in reasons
         # Otherwise the server has deleted or replaced the file in the meantime.
-        if reason is not None and journal.get_version(store, name, version.number).snapshot == version.snapshot
+        if reason is not None and versions.get_version(store, name, version.number).snapshot == version.snapshot
     ]
     unusable = {str(version.snapshot) for version, _ in damaged}
     current = journal.get_branch(store, name).current_version
-    candidates = _list_predecessors({version.number: version for version in versions}, current)
+    candidates = _list_predecessors({version.number: version for version in branch_versions}, current)
     newest = next((version.number for version in candidates if _is_computable(store, version, unusable)), 0)
     return BranchCheck(name, damaged, newest == current, newest)
 
 
-def _list_predecessors(versions: dict[int, BranchVersion], current: int) -> Iterator[BranchVersion]:
+def _list_predecessors(branch_versions: dict[int, BranchVersion], current: int) -> Iterator[BranchVersion]:
     """A version with its ancestors, then the versions before them, newest first, without those that are deleted."""
     number: int | None = current
     while number is not None:
         current = number
-        if number in versions:
-            yield versions[number]
-        number = versions[number].parent if number in versions else None
-    yield from (versions[number] for number in sorted(versions, reverse=True) if number < current)
+        if number in branch_versions:
+            yield branch_versions[number]
+        number = branch_versions[number].parent if number in branch_versions else None
+    yield from (branch_versions[number] for number in sorted(branch_versions, reverse=True) if number < current)
 
 
 def _is_computable(store: Store, version: BranchVersion, unusable: set[str]) -> bool:
     """Whether a version can be computed without these snapshots."""
     try:
         with store.read_transaction():
-            _, versions = journal.find_base(store, version, unusable)
-            examples = [journal.find_example(store, int(learned.example or 0)) for learned in versions]
+            _, branch_versions = versions.find_base(store, version, unusable)
+            examples = [journal.find_example(store, int(learned.example or 0)) for learned in branch_versions]
     except BadInput:
         return False
     return all(example is not None and example.text is not None for example in examples)

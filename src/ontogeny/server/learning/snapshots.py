@@ -30,9 +30,9 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.adapters import AdaptedWeights
-from ontogeny.server.learning import branch_changes, journal
-from ontogeny.server.learning.journal import BranchVersion
+from ontogeny.server.learning import branch_changes, journal, versions
 from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.learning.versions import BranchVersion
 from ontogeny.server.snapshot_stores.base import SnapshotExpired, UnusableSnapshot, content_key
 from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
@@ -108,7 +108,7 @@ class VersionSnapshots:
         with self._exclude_deletions():
             for _ in range(MAX_ATTEMPTS):
                 start = time.clock_gettime(CLOCK)
-                equal = journal.find_snapshot(self._store, branches, content_key(content))
+                equal = versions.find_snapshot(self._store, branches, content_key(content))
                 if equal is not None and not self._is_intact(str(equal.snapshot)):
                     equal = None
                 file = self._store.write_snapshot(content) if equal is None else str(equal.snapshot)
@@ -141,7 +141,7 @@ class VersionSnapshots:
             equal: The version that has the file, if it was not written.
         """
         if equal is not None:
-            if not journal.uses_snapshot(self._store, equal):
+            if not versions.uses_snapshot(self._store, equal):
                 raise SnapshotExpired(f"the snapshot '{file}' is no longer in use")
         elif self._store.is_shared and time.clock_gettime(CLOCK) - start > MAX_RECORDING_TIME:
             raise SnapshotExpired(f"the snapshot '{file}' was written too long ago to be recorded")
@@ -163,7 +163,7 @@ class VersionSnapshots:
         version = loaded.version
         try:
             with self._exclude_deletions():
-                recorded = journal.get_version(self._store, version.branch, version.number)
+                recorded = versions.get_version(self._store, version.branch, version.number)
                 if recorded.deleted or recorded.snapshot is not None:
                     return
                 content = self.encode(loaded.weights, {})
@@ -172,7 +172,7 @@ class VersionSnapshots:
                     {version.branch},
                     lambda file, confirm: (
                         file,
-                        journal.add_snapshot(self._store, version, file, self._max_snapshots, confirm),
+                        versions.add_snapshot(self._store, version, file, self._max_snapshots, confirm),
                     ),
                 )
                 if file in unused:  # an erasure may have deleted the version
@@ -187,7 +187,7 @@ class VersionSnapshots:
         try:
             with self._exclude_deletions():
                 with self._store.transaction():
-                    files = journal.forget_surplus_snapshots(self._store, newest, self._max_snapshots)
+                    files = versions.forget_surplus_snapshots(self._store, newest, self._max_snapshots)
                 self._delete_now(files)
         except StorageUnavailable as error:
             log.warning("surplus snapshots of '%s' cannot be deleted at present: %s", newest.branch, error)
@@ -197,7 +197,7 @@ class VersionSnapshots:
         try:
             with self._exclude_deletions():
                 with self._store.transaction():
-                    journal.forget_snapshot(self._store, version)
+                    versions.forget_snapshot(self._store, version)
                 self._delete_now([str(version.snapshot)])
         except StorageUnavailable as error:
             log.warning("the snapshot '%s' cannot be deleted at present: %s", version.snapshot, error)
@@ -208,11 +208,11 @@ class VersionSnapshots:
         Returns:
             The versions whose files are deleted, for `branch_changes.finish_erasures`.
         """
-        versions = branch_changes.list_erased_snapshots(self._store)
-        delete_files(self._store, [str(version.snapshot) for version in versions])
+        branch_versions = branch_changes.list_erased_snapshots(self._store)
+        delete_files(self._store, [str(version.snapshot) for version in branch_versions])
         if not self._store.is_shared:
             delete_unused(self._store)
-        return versions
+        return branch_versions
 
     def _exclude_deletions(self) -> AbstractContextManager[object]:
         """Excludes deletions by other threads, unless transactions do so."""
@@ -246,7 +246,7 @@ def delete_files(store: Store, files: Collection[str]) -> int:
     count = 0
     for page in split_pages(files):
         with contextlib.nullcontext() if store.is_shared else store.snapshot_lock:
-            unused = set(page) - journal.find_used_snapshots(store, page)
+            unused = set(page) - versions.find_used_snapshots(store, page)
             store.snapshots.delete(unused)
         count += len(unused)
     return count

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ontogeny import __version__
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server.background import BackgroundThread
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
@@ -162,7 +162,7 @@ class Membership(BranchOwnership):
             OwnedElsewhere: A process exists that would compute them as they are.
             BranchUnavailable: None does.
         """
-        recorded = journal.get_version(self._store, branch.branch, branch.current_version).computed_by
+        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
         if recorded is None or recorded == self.computed_by or self.allow_mixed:
             return
         for process in list_processes(self._store):
@@ -175,7 +175,7 @@ class Membership(BranchOwnership):
 
     def _mark_mixed(self, branch: Branch) -> None:
         """Records that the next weights of a branch are computed by another kind of machine or program than before."""
-        recorded = journal.get_version(self._store, branch.branch, branch.current_version).computed_by
+        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
         if recorded is not None and recorded != self.computed_by:
             reason = f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
             with self._store.transaction(branch.branch):
