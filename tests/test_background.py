@@ -26,7 +26,7 @@ from stepping import fake_learner
 
 SERVER = Path(ontogeny.__file__).parent / "server"
 # Threads that repeat nothing, that end the server when they fail, or whose callers receive every exception.
-FREE_THREADS = {"background.py", "connections.py", "deployments.py", "fair_executor.py"}
+FREE_THREADS = {"background.py", "clusters/replica.py", "connections.py", "deployments.py", "fair_executor.py"}
 
 
 class PlantedError(RuntimeError):
