@@ -39,14 +39,15 @@ class Cluster:
 
     Attributes:
         key_texts: The keys, by id.
+        max_retries: How often a client repeats a request.
     """
 
     def __init__(self, folder: Path, run: Path, database: str, store: Store, options: str = "", **environment: str):
-        self.folder, self.store, self._run = folder, store, run
+        self.folder, self.store, self._run, self.temporary = folder, store, run, ""
         self.database = database.replace("tests@", f"tests:{PASSWORD}@")
         created = [keys.create_key(store, f"key {number}") for number in range(NUM_KEYS)]
         self.key_texts = {key.id: text for key, text in created}
-        self._options, self._environment = options, environment
+        self._options, self._environment, self.max_retries = options, environment, 0
         self.server = self.start("first")
         try:
             wait_until(self.server.is_ready)
@@ -66,9 +67,9 @@ class Cluster:
         )  # fmt: skip
 
     def client(self, key: str) -> Any:
-        """An openai client that repeats nothing by itself."""
-        text = self.key_texts[key]
-        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key=text, max_retries=0, timeout=60)
+        """An openai client, which repeats nothing by itself unless a test lets it."""
+        text, url = self.key_texts[key], f"{self.server.url}/v1"
+        return openai.OpenAI(base_url=url, api_key=text, max_retries=self.max_retries, timeout=60)
 
     def teach(self, key: str, text: str) -> int:
         """Teaches a text; returns the number of its example."""
@@ -95,6 +96,7 @@ def started(factory: pytest.TempPathFactory, postgres: Any, options: str = "", *
     run, database = shared_run(factory), postgres.address_for(folder)
     with Store(folder / "first", database_url=database) as store:
         cluster = Cluster(folder, run, database, store, options, RAY_TMPDIR=str(temporary), **environment)
+        cluster.temporary = str(temporary)
         try:
             yield cluster
         finally:
@@ -112,6 +114,8 @@ def started(factory: pytest.TempPathFactory, postgres: Any, options: str = "", *
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, postgres):
     with started(tmp_path_factory, postgres, ":num_replicas=2") as cluster:
+        for key in cluster.key_texts:
+            cluster.client(key).completions.create(max_tokens=2, **PROMPT)
         yield cluster
 
 
@@ -165,8 +169,6 @@ def test_requests_of_one_key_go_to_one_process(cluster) -> None:
     def num_received() -> int:
         return len(re.findall(r"ontogeny\.requests: POST /v1/completions ", cluster.server.log.read_text()))
 
-    for key in cluster.key_texts:
-        cluster.client(key).completions.create(max_tokens=2, **PROMPT)
     owners = {key: cluster.owner(key).name for key in cluster.key_texts}
     assert len(set(owners.values())) == 2  # Ray gives a new key to the replica that has fewer
     time.sleep(2)  # the lines arrive some time after the answers
@@ -264,9 +266,11 @@ def test_a_suspended_process_is_replaced(cluster) -> None:
     with Clients(cluster) as clients:
         wait_until(lambda: clients.num_answers > 20)
         os.kill(pid, signal.SIGSTOP)
+        stopped_at = time.monotonic()
         try:
             wait_until(lambda: cluster.owner(key) not in (None, before))
             wait_until(lambda: len(list_processes(cluster.store)) == 2)
+            print("seconds until Ray has replaced the process:", time.monotonic() - stopped_at)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -274,6 +278,35 @@ def test_a_suspended_process_is_replaced(cluster) -> None:
         wait_until(lambda: clients.num_answers > num_answers + 20)
     print("longest call of a client:", clients.longest)
     check_learned_once(cluster, clients)
+
+
+def test_clients_that_repeat_requests_do_not_notice_the_end_of_an_ingress(cluster) -> None:
+    """Without a repetition, Ray's HTTP server answers requests at this ingress with status 500."""
+    temporary = cluster.temporary.encode()
+
+    def find_ingresses() -> list[int]:
+        pids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_own = temporary in (path / "environ").read_bytes()
+                if is_own and (path / "cmdline").read_bytes().startswith(b"ray::ServeReplica:ontogeny:ingress"):
+                    pids.append(int(path.name))
+        return pids
+
+    for max_retries in (0, 2):
+        cluster.max_retries = max_retries
+        with Clients(cluster) as clients:
+            wait_until(lambda clients=clients: clients.num_answers > 20)
+            pid = find_ingresses()[0]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: len(set(find_ingresses()) - {pid}) == 2)
+            num_answers = clients.num_answers
+            wait_until(lambda clients=clients, number=num_answers: clients.num_answers > number + 20)
+        print("longest call of a client:", clients.longest, clients.errors)
+        if max_retries:
+            check_learned_once(cluster, clients)
+        else:
+            assert all("InternalServerError" in error or "APIConnectionError" in error for error in clients.errors)
 
 
 def test_a_revoked_key_is_refused_and_a_stopped_server_leaves_no_lease(cluster) -> None:
