@@ -42,7 +42,7 @@ class RepeatableRequest:
         was_sent: Whether a process may have handled the request already.
     """
 
-    def __init__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    def __init__(self, scope: Message, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         self.scope = scope
         self._receive, self._send = receive, send
         self._body: list[Message] = []  # the parts that were received

@@ -8,7 +8,7 @@ answered is sent to another one, marked as repeated, so that its text is taught 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from fastapi.security.utils import get_authorization_scheme_param
@@ -41,7 +41,9 @@ class Ingress:
         self._relay: Relay | None = None
         self._last_url = ""  # of the last replica that was chosen; any replica answers any request
 
-    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    async def __call__(
+        self, scope: MutableMapping[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
+    ) -> None:
         """Handles one connection of the ASGI protocol."""
         if scope["type"] == "lifespan":
             return await _confirm_lifespan(receive, send)
@@ -136,7 +138,7 @@ async def _receive(response: Any) -> str:
     return await response
 
 
-def find_key_id(scope: dict[str, Any]) -> str:
+def find_key_id(scope: Mapping[str, Any]) -> str:
     """Returns the id of the key that a request names, which is not secret; that of the local key if it has none."""
     header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
     scheme, text = get_authorization_scheme_param(header)
