@@ -48,10 +48,10 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 PRAGMA user_version=3;
 """
 
+FROM_7_TO_6 = "DROP INDEX versions_by_file; PRAGMA user_version=6;"
 FROM_6_TO_5 = """
 DROP INDEX branches_to_learn;
 DROP INDEX decisions_of_erasures;
-DROP INDEX versions_by_file;
 ALTER TABLE branches DROP COLUMN owner;
 ALTER TABLE branches DROP COLUMN fence;
 ALTER TABLE branches DROP COLUMN newest_example;
@@ -69,7 +69,7 @@ PRAGMA user_version=4;
 
 
 def copy_as_format(source: Path, target: Path, number: int) -> None:
-    """Writes a state folder with a database of format 3, 4 or 5 that has the same rows as the database in `source`."""
+    """Writes a state folder with a database of format 3 to 6 that has the same rows as the database in `source`."""
     if number == 3:
         return copy_as_format_3(source, target)
     target.mkdir()
@@ -78,7 +78,9 @@ def copy_as_format(source: Path, target: Path, number: int) -> None:
         contextlib.closing(sqlite3.connect(target / DATABASE)) as old,
     ):
         current.backup(old)
-        old.executescript(FROM_6_TO_5)
+        old.executescript(FROM_7_TO_6)
+        if number <= 5:
+            old.executescript(FROM_6_TO_5)
         if number == 4:
             old.executescript(FROM_5_TO_4)
 

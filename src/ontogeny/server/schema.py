@@ -103,8 +103,8 @@ CREATE TABLE text_scores (
 );
 CREATE INDEX text_scores_by_branch ON text_scores (branch, number);
 """
-# The columns that format 6 added, and the indexes that find branches to learn, erasures and unused files. `owner` is
-# the process that learns a branch of a shared database, `fence` goes up whenever it changes; `revision` counts writes.
+# The columns that format 6 added, and the indexes that find branches to learn and erasures. `owner` is the
+# process that learns a branch of a shared database, `fence` goes up whenever it changes; `revision` counts writes.
 OWNERSHIP = """
 ALTER TABLE branches ADD COLUMN owner INTEGER;
 ALTER TABLE branches ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;
@@ -114,14 +114,15 @@ ALTER TABLE sessions ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE decisions ADD COLUMN process INTEGER;
 CREATE INDEX branches_to_learn ON branches (deployment, branch) WHERE newest_example > last_decided AND NOT frozen;
 CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';
-CREATE INDEX versions_by_file ON versions (snapshot) WHERE snapshot IS NOT NULL;
 """
+# The index that format 7 added, which finds unused files.
+FILES = "CREATE INDEX IF NOT EXISTS versions_by_file ON versions (snapshot) WHERE snapshot IS NOT NULL;"
 # Finds the last example of every branch.
 UPDATE_NEWEST_EXAMPLES = """
 UPDATE branches SET newest_example =
     coalesce((SELECT max(number) FROM examples WHERE examples.branch = branches.branch), 0);
 """
-TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES + OWNERSHIP
+TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES + OWNERSHIP + FILES
 TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", TABLE_STATEMENTS))
 # Finds for every version the one without a parent from which it descends.
 UPDATE_ROOTS = """
@@ -134,7 +135,8 @@ WITH RECURSIVE paths (branch, number, root) AS (
 """
 # From format 3 to 4: limits of storage per key, what each key stores, the last request of each session, and the
 # restored versions from which others descend. From format 4 to 5: the share of its step by which each text was learned,
-# and the scores of texts; before, every text was learned as a whole or not at all. From format 5 to 6: see `OWNERSHIP`.
+# and the scores of texts; before, every text was learned as a whole or not at all. From format 5 to 6: see
+# `OWNERSHIP`; from format 6 to 7: `FILES`.
 CONVERSIONS = {
     3: """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
@@ -161,6 +163,7 @@ UPDATE decisions SET share = (kind = 'learned') WHERE kind IN ('learned', 'rejec
 """
     + TEXT_SCORES,
     5: OWNERSHIP + UPDATE_NEWEST_EXAMPLES,
+    6: FILES,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ontogeny import kernels
 
 CPU_FILE = Path("/proc/cpuinfo")  # of Linux
+CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")  # of Linux
 # The instructions that compilers choose between for products and sums of float32 numbers.
 INSTRUCTIONS = (
     "avx2",
@@ -23,10 +24,13 @@ INSTRUCTIONS = (
 
 
 def describe_computation() -> str:
-    """Describes this machine and the packages that compute, such as `x86_64 avx2 fma; jaxlib 0.10.0; numba 0.68.1`."""
+    """Describes this machine and the packages, such as `x86_64 avx2 fma 32K/32K/1M/8M; jaxlib 0.10.0; numba 0.68.1`."""
     flags: set[str] = set()
     if CPU_FILE.exists():
         fields = CPU_FILE.read_text(errors="replace").splitlines()
         flags = {flag for field in fields if field.startswith(("flags", "Features")) for flag in field.split()}
     processor = " ".join([platform.machine(), *(name for name in INSTRUCTIONS if name in flags)])
+    sizes = [path.read_text().strip() for path in sorted(CACHE_FOLDER.glob("index*/size"))]
+    if sizes:  # products add up blocks that fit into the caches
+        processor += f" {'/'.join(sizes)}"
     return f"{processor}; jaxlib {version('jaxlib')}; {kernels.describe_path()}"
