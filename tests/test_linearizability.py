@@ -103,9 +103,11 @@ class Branch:
 
 def lose_answers(branch: Branch) -> None:
     """Makes the outcome of some operations that change something unknown, whether or not they took effect."""
-    for operation in branch.operations:
+    for operation in list(branch.operations):
         if operation["operation"] in ("teach", "rollback", "restore", "erase") and branch.draw.random() < 0.1:
             operation |= {"answer": None, "status": None, "end": None}
+        elif operation["operation"] == "restore" and branch.draw.random() < 0.5:  # an upload that never arrived
+            branch.operations.append(operation | {"answer": None, "status": None, "end": None})
 
 
 def check(checker: Path, folder: Path, operations: list[dict[str, Any]]) -> int:

@@ -180,6 +180,9 @@ func (spec *branchSpec) step(s state, op *operation) []state {
 		return change(s, op.Arguments.Version)
 	case "restore":
 		var states []state
+		if !isKnown && !spec.hasUnclaimedAbove(s.newest) {
+			states = append(states, s) // it had no effect
+		}
 		for _, after := range change(s, -1) {
 			if isKnown && after.version == op.Answer.Version || !isKnown && spec.mayBeRestored(after.version) {
 				states = append(states, after)
@@ -193,6 +196,16 @@ func (spec *branchSpec) step(s state, op *operation) []state {
 // mayBeRestored tells whether an upload without an answer may have made this version.
 func (spec *branchSpec) mayBeRestored(version int) bool {
 	return spec.unclaimed == nil || spec.unclaimed[version]
+}
+
+// hasUnclaimedAbove tells whether an upload without an answer has made a version above this one.
+func (spec *branchSpec) hasUnclaimedAbove(newest int) bool {
+	for version := range spec.unclaimed {
+		if version > newest {
+			return true
+		}
+	}
+	return false
 }
 
 // model adapts a specification to Porcupine.
