@@ -50,11 +50,14 @@ class Process:
             return
         self.num_counted += 1
         scope["state"]["refund"] = lambda: setattr(self, "num_counted", self.num_counted - 1)
+        scope["state"]["lease"], status = self.member.number or 0, 200
         try:
             await asyncio.to_thread(self.branches.claim, "anna")
         except OwnedElsewhere as error:
             scope["state"]["owned_elsewhere"] = error
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        except StorageUnavailable:
+            status = 503
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": self.name.encode()})
 
     def ask(self):
@@ -123,3 +126,19 @@ def test_a_request_waits_while_its_process_has_no_lease_for_a_moment(processes, 
     status, text, seconds = first.ask()
     assert (status, text) == (200, "first") and seconds < 5
     assert first.num_counted == 1
+
+
+def test_a_request_does_not_wait_for_a_lease_without_the_database(processes, monkeypatch):
+    first = processes[0]
+    assert first.ask()[1] == "first"
+
+    def fail(number):
+        raise StorageUnavailable("stopped")
+
+    monkeypatch.setattr(first.member, "_renew", fail)
+    database = type(first.member._store.database)
+    monkeypatch.setattr(database, "failed_at", property(lambda database: 1.0))
+    while first.member.number is not None:
+        time.sleep(0.01)
+    status, text, seconds = first.ask()
+    assert status == 503 and "storage_unavailable" in text and seconds < 5

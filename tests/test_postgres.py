@@ -320,6 +320,7 @@ def test_columns_are_those_of_sqlite(store, tmp_path):
     [
         ("mysql://localhost/x", "must begin with postgresql://"),
         ("no address", "must have the form"),
+        ("postgresql://nobody@127.0.0.1:port/x", "must have the form"),
         ("postgresql://nobody@127.0.0.1:1/x", "cannot be used"),
     ],
 )
@@ -334,9 +335,11 @@ def test_commands_use_the_database(postgres, call_cli, tmp_path, monkeypatch):
     folder = ("--state-dir", str(tmp_path / "state"))
     assert call_cli("keys", "create", "--name", "anna", *folder)[0] == 0
     code, output, _ = call_cli("deployments", "move", str(tmp_path / "state"), address, *folder)
-    assert code == 0 and "records and 0 snapshots copied" in output
+    assert code == 0 and output.startswith("1 record and 0 snapshots copied to ")
     code, output, _ = call_cli("keys", "list", *folder, "--database-url", address)
     assert code == 0 and "anna" in output
+    assert "SQLite" in call_cli("deployments", "status", *folder)[1]
+    assert "SQLite" not in call_cli("deployments", "status", "--database-url", address)[1]
     monkeypatch.setenv("ONTOGENY_DATABASE_URL", address)
     assert call_cli("deployments", "check", *folder)[0] == 0
     assert call_cli("deployments", "vacuum", *folder)[0] == 0

@@ -514,7 +514,7 @@ def test_commands_name_the_store(s3_address, call_cli, tmp_path, monkeypatch):
     assert call_cli("deployments", "check", *options, "--snapshot-url", s3_address)[0] == 0
     monkeypatch.setenv("ONTOGENY_SNAPSHOT_URL", s3_address)
     assert call_cli("deployments", "check", *options)[0] == 0
-    assert call_cli("deployments", "repair", *options)[:2] == (0, f"no damage found in '{state}'\n")
+    assert call_cli("deployments", "repair", *options)[:2] == (0, "no damage found\n")
     assert call_cli("deployments", "move", s3_address, str(state))[0] == 0
     monkeypatch.delenv("ONTOGENY_SNAPSHOT_URL")
     assert call_cli("deployments", "check", *options)[0] == 0

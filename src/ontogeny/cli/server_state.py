@@ -21,6 +21,7 @@ from ontogeny.cli.shared import (
 )
 from ontogeny.errors import BadInput
 from ontogeny.printable import to_printable
+from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
     from ontogeny.server.learning.journal import Branch
@@ -133,7 +134,7 @@ def check(
         for fault in faults:
             typer.echo(to_printable(f"{fault.place}: {fault.problem}; repair: {fault.repair}"))
         if not faults:
-            typer.echo(f"no damage found in '{state_dir}'")
+            typer.echo("no damage found")
     if faults:
         raise typer.Exit(1)
 
@@ -154,7 +155,7 @@ def repair(
 
     result = repair_state(state_dir, ACTOR, database_url, snapshot_url, lost_snapshots=lost_snapshots)
     if result.copy is None:
-        return typer.echo(f"no damage found in '{state_dir}'")
+        return typer.echo("no damage found")
     typer.echo(f"copy of the database and of everything that was set aside: '{result.copy}'")
     for action in result.actions:
         typer.echo(to_printable(action))
@@ -168,7 +169,7 @@ def move(
     source: Annotated[
         str, typer.Argument(help="State folder, postgresql://USER@HOST/NAME, or snapshots in s3://BUCKET/PREFIX.")
     ],
-    target: Annotated[str, typer.Argument(help="Where it is copied to; one of both is a folder.")],
+    target: Annotated[str, typer.Argument(help="Where it is copied to; one of the two is a folder.")],
     state_dir: StateDir = DEFAULT_STATE_DIR,
     database_url: DatabaseUrl = None,
     snapshot_url: SnapshotUrl = None,
@@ -199,9 +200,8 @@ def move(
             stores.append(stack.enter_context(store))
         _lock_stores(stack, stores)
         copied = copy_state(*stores)
-    typer.echo(
-        f"{sum(copied.num_records.values()):,} records and {copied.num_snapshots:,} snapshots copied to '{target}'"
-    )
+    records = pluralize(sum(copied.num_records.values()), "record")
+    typer.echo(f"{records} and {pluralize(copied.num_snapshots, 'snapshot')} copied to '{target}'")
 
 
 def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
@@ -223,7 +223,7 @@ def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
         num_snapshots = copy_snapshots(local, *(store.snapshots for store in stores))
         if local.database.is_shared:
             adopt_store(local.database, stores[1].snapshots)
-    typer.echo(f"{num_snapshots:,} snapshots copied to '{target}'")
+    typer.echo(f"{pluralize(num_snapshots, 'snapshot')} copied to '{target}'")
 
 
 def use_snapshots(

@@ -32,6 +32,7 @@ def show_status(
 
     with open_store(state_dir, database_url, read_only=True) as store:
         statuses, waiting = read_status(store)
+        is_shared = store.database.is_shared
     if as_json:
         processes = [
             (status.process._asdict() if status.process else {"number": None})
@@ -40,10 +41,12 @@ def show_status(
         ]
         return typer.echo(json.dumps({"processes": processes, "waiting": [branch._asdict() for branch in waiting]}))
     print_table([_describe(status) for status in statuses], HEADINGS)
+    if not is_shared:
+        typer.echo("only processes that share a PostgreSQL database are listed; a server with SQLite is not")
     for branch in waiting:
         owner = "no process" if branch.owner is None else f"process {branch.owner}"
         oldest = format_time(branch.oldest_created_at)
-        typer.echo(f"{branch.branch} ({owner}): {branch.num_pending} examples to learn, the oldest of {oldest}")
+        typer.echo(f"{branch.branch} ({owner}): {branch.num_pending} examples to learn, the oldest from {oldest}")
 
 
 def _describe(status: "ProcessStatus") -> list[str]:

@@ -38,7 +38,7 @@ def copy_state(source: Store, target: Store) -> MovedState:
     """
     for table in ("keys", "branches", "sessions", "examples"):
         if target.select_value(f"SELECT 1 FROM {table} LIMIT 1") is not None:
-            raise BadInput(f"{target.database.label} already holds the state of a server; name an empty database")
+            raise BadInput(f"{target.database.label} already holds the state of a server; name another target")
     num_files = copy_snapshots(source, source.snapshots, target.snapshots)
     counts: dict[str, int] = {}
     target_id = target.snapshots.require_id() if target.database.is_shared else None

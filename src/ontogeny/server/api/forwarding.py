@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from ontogeny.server.api.errors import ApiError, unavailable
+from ontogeny.server.api.errors import STORAGE_ERROR, ApiError, unavailable
 from ontogeny.server.api.relaying import HOP_HEADERS, Message, Relay, RepeatableRequest
 from ontogeny.server.processes.membership import Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
@@ -85,6 +85,8 @@ class RequestForwarding:
         try:
             await self._app(attempt, exchange.replay, exchange.send)
         except LeaseLost:
+            if self._membership.is_cut_off:
+                raise unavailable(STORAGE_ERROR, "storage_unavailable") from None
             number = self._membership.last_number
             log.info("the lease of process %s ended before an answer began; the request is handled again", number)
             exchange.was_sent = True

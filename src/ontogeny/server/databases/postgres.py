@@ -92,7 +92,7 @@ class PostgresDatabase(Database):
     def __init__(self, address: str, *, create: bool, read_only: bool) -> None:
         try:
             url = sqlalchemy.make_url(address)
-        except exc.ArgumentError:
+        except (exc.ArgumentError, ValueError):  # the latter if the port is not a number
             raise BadInput("the address of the database must have the form postgresql://USER@HOST/DATABASE") from None
         if url.get_backend_name() not in ("postgresql", "postgres"):
             raise BadInput(f"the address of the database must begin with postgresql://, not {url.drivername}://")

@@ -100,6 +100,11 @@ class Membership(BranchOwnership):
         lease = self._lease
         return None if lease is None or time.clock_gettime(CLOCK) >= lease[1] else lease[0]
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether this process has no lease, and gets none before the database can be reached again."""
+        return self.number is None and self._store.database.failed_at is not None
+
     def claim(self, branch: Branch) -> Branch:
         """Makes this process the owner of a branch; see `BranchOwnership.claim`."""
         while True:
@@ -107,10 +112,10 @@ class Membership(BranchOwnership):
             if number is None and self.is_leaving:  # a request that began before
                 successor = self.find_successor()
                 raise OwnedElsewhere(0, "") if successor is None else OwnedElsewhere(successor.number, successor.url)
-            if number is None and self._store.database.failed_at is None:
-                raise OwnedElsewhere(0, "")  # until this process has a lease again, which takes a moment
-            if number is None:
+            if number is None and self.is_cut_off:
                 raise StorageUnavailable("this process has no lease from the database at present")
+            if number is None:
+                raise OwnedElsewhere(0, "")  # until this process has a lease again, which takes a moment
             if branch.owner == number:
                 return branch
             owner = self.find_process(branch.owner)
