@@ -33,6 +33,7 @@ PREFIX = "serve.capacity."
 KEYS = (10**3, 10**5, 10**7)
 NUM_BRANCHES, NUM_IDLE_KEYS = 24, 5000  # of the measurement
 MAX_SNAPSHOTS, SNAPSHOT_INTERVAL = BranchConfig().max_snapshots, BranchConfig().snapshot_interval
+NUM_LOADED = 8  # branches of a process whose weights are in memory
 CONNECTIONS_PER_PROCESS = 14
 PUBLICATION_TIME = 11.0  # seconds after which PostgreSQL has published what an idle connection has done
 MONTH = 30 * 24 * 3600  # seconds
@@ -99,7 +100,8 @@ def measure() -> None:
         tempfile.TemporaryDirectory() as folder,
         running_postgres(options=["max_wal_size=2GB", "autovacuum=off"]) as postgres,
     ):
-        scenario = Scenario(Path(folder), make_tiny_run(Path(folder) / "run"), postgres, 0)
+        options = ("--max-loaded-branches", str(NUM_LOADED))
+        scenario = Scenario(Path(folder), make_tiny_run(Path(folder) / "run"), postgres, 0, options)
         with (
             scenario.start(NUM_BRANCHES * 100) as group,
             Store(group.state_dir, database_url=group.address) as store,
@@ -190,9 +192,7 @@ def compute(num_keys: int, inputs: dict[str, float], settings: argparse.Namespac
     learning_cores = texts * settings.text_bytes / 1000 * settings.learning_seconds
     cores = (answer_cores + learning_cores) / settings.utilization
     processes = max(2, math.ceil(cores))
-    miss = max(
-        0.0, 1 - BranchConfig().max_loaded * processes / active
-    )  # share of requests whose version is not in memory
+    miss = max(0.0, 1 - NUM_LOADED * processes / active)  # share of requests whose version is not in memory
     reads = requests * miss
     writes = texts * max(miss * inputs["text.many_keys.files"], 1 / SNAPSHOT_INTERVAL)
 
@@ -209,7 +209,7 @@ def compute(num_keys: int, inputs: dict[str, float], settings: argparse.Namespac
     cost += MONTH * (writes * settings.write_price + reads * settings.read_price) / 1e6
     limits = {
         "cores of two processes": cores / 2,
-        "versions in memory": active / processes / BranchConfig().max_loaded,
+        "versions in memory": active / processes / NUM_LOADED,
         "connections of the database": processes * CONNECTIONS_PER_PROCESS / settings.connections,
         "transactions of one database": transactions / settings.transactions_per_database,
         "writes of one S3 prefix": writes / 3500,

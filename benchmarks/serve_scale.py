@@ -83,10 +83,13 @@ class Scenario:
         run: The language model.
         postgres: The PostgreSQL server.
         seed: Of the choices of the clients.
+        options: Further options of `ontogeny serve`.
     """
 
-    def __init__(self, folder: Path, run: Path, postgres: PostgresServer, seed: int) -> None:
-        self._folder, self._run, self._postgres = folder, run, postgres
+    def __init__(
+        self, folder: Path, run: Path, postgres: PostgresServer, seed: int, options: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._run, self._postgres, self._options = folder, run, postgres, options
         self.draw, self._number = random.Random(seed), 0
 
     @contextlib.contextmanager
@@ -108,7 +111,7 @@ class Scenario:
         num_active = max(1, round(num_keys * ACTIVE_SHARE))
         with Store(state_dir, database_url=address) as store:
             key_texts = [keys.create_key(store, f"active {number}")[1] for number in range(num_active)]
-        arguments = ["--alias", f"story={self._run}", *LEARNING, "--state-dir", str(state_dir)]
+        arguments = ["--alias", f"story={self._run}", *LEARNING, "--state-dir", str(state_dir), *self._options]
         log = self._folder / f"log{self._number}"
         replicas = [Replica(number, arguments, address, log) for number in range(num_processes)]
         for replica in replicas:

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+import stepping
 import texts
 from ontogeny import trees
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.server import keys, quotas
+from ontogeny.server import deployment_kinds, keys, quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployment_kinds import LanguageDeployment
 from ontogeny.server.learning import branch_changes, journal, learner, versions
@@ -205,6 +206,17 @@ def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(model, tmp_p
     undisturbed = open_branches(branch_learner, tmp_path / "other")
     learn(undisturbed, TEXTS[:2])
     assert trees.bitwise_equal(weights, current_weights(undisturbed))
+
+
+@pytest.mark.parametrize(("available", "expected"), [(None, 8), (0, 8), (2**26, 42), (2**40, 128)])
+def test_the_memory_of_the_machine_decides_how_many_versions_stay_in_memory(monkeypatch, available, expected):
+    fake = stepping.fake_learner()
+    weights = jax.eval_shape(fake.init)
+    version_bytes = trees.num_bytes(weights) + 2 * trees.num_bytes(weights.content)
+    monkeypatch.setattr(deployment_kinds, "available_bytes", lambda: available)
+    if available == 2**26:
+        monkeypatch.setattr(deployment_kinds, "LOADED_SHARE", 42.5 * version_bytes / available)
+    assert deployment_kinds.default_max_loaded(fake) == expected
 
 
 def test_one_key_changes_no_bit_of_the_weights_of_another(branches):

@@ -46,7 +46,8 @@ class ServerConfig(FrozenModel):
         max_stored_bytes: Bytes that a key may store, for keys without a limit of their own.
         max_sessions: Sessions that a key may have, for keys without a limit of their own.
         learning_fraction: Part of the time for learning while requests wait.
-        max_loaded_branches: Branches per model whose weights stay in memory; those of others are read again.
+        max_loaded_branches: Branches per model whose weights stay in memory; those of others are read again (default: 8
+            to 128, as many as an eighth of the memory holds that is available at the start).
         weight_check_interval: Seconds between checks of frozen weights against their digest.
         process_name: Name of this server process among those that share a database (default: its address and port).
         process_url: Address at which the other processes reach this one (default: http://ADDRESS:PORT).
@@ -66,7 +67,7 @@ class ServerConfig(FrozenModel):
     reference_text: tuple[str, ...] = Field(default=(), strict=False)
     learning: str = ""
     learning_fraction: float = Field(default=0.07, ge=0.01, le=1)
-    max_loaded_branches: int = Field(default=8, ge=1, le=1_000_000)
+    max_loaded_branches: int | None = Field(default=None, ge=1, le=1_000_000)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     max_queue: int = Field(default=256, ge=1, le=100_000)
     max_context: int | None = Field(default=None, ge=2)

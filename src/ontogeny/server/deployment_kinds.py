@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
@@ -19,6 +21,7 @@ from ontogeny.lm import online_learner, weight_types
 from ontogeny.lm.adapters import AdapterTree
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
+from ontogeny.memory import available_bytes
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.learning import branch_changes, default_config, journal, learner, versions
@@ -35,6 +38,10 @@ from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 from ontogeny.stages.session import AgentSession
+
+# Of the versions in memory, by default: a process that stops writes those that have learned, some 10 ms for each.
+MIN_LOADED, MAX_LOADED = 8, 128
+LOADED_SHARE = 1 / 8  # of the memory that is available at the start
 
 
 class ServedWeights(NamedTuple):
@@ -269,7 +276,7 @@ def _build_branches(
     limits = BranchConfig(
         max_forgetting=config.max_forgetting,
         learning_fraction=config.learning_fraction,
-        max_loaded=config.max_loaded_branches,
+        max_loaded=config.max_loaded_branches or default_max_loaded(branch_learner),
     )
     if config.allow_mixed:  # another machine may not be able to compute a version again
         limits = limits.model_copy(update={"snapshot_interval": 1})
@@ -277,3 +284,18 @@ def _build_branches(
         store, name, branch_learner, shared=config.shared_branch, config=limits, ownership=ownership
     )
     return branches, online_config
+
+
+def default_max_loaded(branch_learner: learner.BranchLearner) -> int:
+    """Returns how many versions of a branch's weights stay in memory: as many as fit into a share of it, within bounds.
+
+    Args:
+        branch_learner: Tells the size of the weights.
+    """
+    weights = jax.eval_shape(branch_learner.init)
+    # Content and scratch, and the copies of the content that answer.
+    version_bytes = trees.num_bytes(weights) + 2 * trees.num_bytes(weights.content)
+    available = available_bytes()
+    if available is None:
+        return MIN_LOADED
+    return min(MAX_LOADED, max(MIN_LOADED, int(LOADED_SHARE * available) // version_bytes))

@@ -39,6 +39,7 @@ from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store
 
 NUM_LOADING_THREADS = 8
+NUM_COMPUTED_AT_START = 8  # branches
 WARM_UP_TEXT = "The learner compiles its programs with this text."
 Changed = TypeVar("Changed")
 log = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ class BranchManager:
         self._compile()
         self.finish_erasures()
         with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest
-            for name in self.ownership.list_branches_to_load(self.deployment, self.config.max_loaded):
+            for name in self.ownership.list_branches_to_load(
+                self.deployment, min(self.config.max_loaded, NUM_COMPUTED_AT_START)
+            ):
                 with contextlib.suppress(BranchUnavailable):  # it is logged, and the other branches can be used
                     self.loader.load(name)
         self.loop.start()
