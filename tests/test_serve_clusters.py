@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.server.clusters import ray_serve
 from ontogeny.server.clusters.ingress import Ingress, find_key_id
 from ontogeny.server.clusters.ray_serve import RayOptions, read_options
 from ontogeny.server.clusters.replica import ReplicaSettings
@@ -54,6 +55,18 @@ def test_a_server_that_cannot_be_started_is_refused(tmp_path_factory, call_cli, 
     code, output, errors = call_cli("serve", str(shared_run(tmp_path_factory)), "--on", "ray", *arguments)
     assert code == 2 and not output
     assert message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.sqlite
+def test_a_server_without_a_key_is_refused_before_its_processes_start(
+    tmp_path, tmp_path_factory, call_cli, monkeypatch, postgres
+):
+    monkeypatch.setattr(ray_serve, "_import_ray", lambda options: None)
+    run, storage = shared_run(tmp_path_factory), ("--state-dir", str(tmp_path / "state"))
+    code, _, errors = call_cli(
+        "serve", str(run), "--on", "ray", "--database-url", postgres.address_for(tmp_path), *storage
+    )
+    assert code == 2 and "--on ray needs a key" in errors and errors.count("\n") == 1
 
 
 def test_the_text_of_the_settings_has_no_password(tmp_path) -> None:

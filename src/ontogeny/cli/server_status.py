@@ -14,6 +14,7 @@ from ontogeny.cli.shared import (
     open_store,
     print_table,
 )
+from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
     from ontogeny.server.processes.status import ProcessStatus
@@ -46,7 +47,9 @@ def show_status(
     for branch in waiting:
         owner = "no process" if branch.owner is None else f"process {branch.owner}"
         oldest = format_time(branch.oldest_created_at)
-        typer.echo(f"{branch.branch} ({owner}): {branch.num_pending} examples to learn, the oldest from {oldest}")
+        typer.echo(
+            f"{branch.branch} ({owner}): {pluralize(branch.num_pending, 'example')} to learn, the oldest from {oldest}"
+        )
 
 
 def _describe(status: "ProcessStatus") -> list[str]:

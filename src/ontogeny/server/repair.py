@@ -160,7 +160,7 @@ def _require_snapshots(folder: Path, database_url: str | None, snapshot_url: str
 def _require_state(folder: Path) -> None:
     """Raises `BadInput` unless a folder holds a database."""
     if not (folder / DATABASE).is_file():
-        raise BadInput(f"there is no server database in '{folder}'; name the state folder with --state-dir")
+        raise BadInput(f"there is no server database in '{folder}'; name the state folder of a server")
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:

@@ -71,9 +71,7 @@ class Store:
         address = find_address(self.folder, database_url)
         if address is None and not (self.folder / DATABASE).exists():
             if not create:
-                raise BadInput(
-                    f"there is no server database in '{self.folder}'; name the state folder with --state-dir"
-                )
+                raise BadInput(f"there is no server database in '{self.folder}'; name the state folder of a server")
             refuse_run_folder(self.folder, "the state of a server")
         try:
             self.database = self._open(address, create, read_only)

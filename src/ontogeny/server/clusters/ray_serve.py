@@ -20,12 +20,11 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput, ServerFailed, require_at_least, require_between
 from ontogeny.parallel import ray_clusters
 from ontogeny.parallel.worker import num_processors
-from ontogeny.server import app
+from ontogeny.server import app, keys
 from ontogeny.server.clusters.ingress import IngressReplica
 from ontogeny.server.clusters.replica import ReplicaSettings, ServerReplica, find_environment
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.connections import CLOSE_TIME, LINGER_TIME, MAX_PREPARATION_TIME
-from ontogeny.server.keys import LOCAL
 from ontogeny.server.store import Store, default_snapshot_url, find_address
 
 APPLICATION = "ontogeny"  # its name in the cluster
@@ -210,7 +209,7 @@ class RayServer:
             serve.ingress()(IngressReplica), name="ingress", num_replicas=min(NUM_INGRESSES, options.num_replicas),
             graceful_shutdown_timeout_s=config.time_limit + STOP_MARGIN, ray_actor_options={"num_cpus": 0}, **common,
         )  # fmt: skip
-        hint = None if config.online and not config.shared_branch else LOCAL.id if config.online else ""
+        hint = None if config.online and not config.shared_branch else keys.LOCAL.id if config.online else ""
         return ingress.bind(replicas.bind(self._settings), hint)
 
     def _await_start(self, announce: Callable[[str], None]) -> bool:
@@ -291,7 +290,11 @@ def serve_on_ray(
     with Store(folder, database_url=database_url, snapshot_url=snapshot_url) as store:
         store.check_integrity()
         store.check_snapshots()
-        app.require_key(store, config.host)
+        if all(key.revoked_at is not None for key in keys.list_keys(store)):
+            raise BadInput(
+                "--on ray needs a key, because the processes listen where other machines reach them: create one with "
+                "`ontogeny keys create` for this database"
+            )
     modes = ", ".join(f"{name} ({'online' if config.online and name not in config.frozen else 'frozen'})"
                       for name, _ in runs)  # fmt: skip
     server = RayServer(settings, options, int(needs_gpu))
