@@ -446,7 +446,7 @@ def test_a_damaged_snapshot_is_rebuilt_and_named_in_the_log(branch_learner, tmp_
     reopened = open_branches(branch_learner, tmp_path / "state")
     assert trees.bitwise_equal(current_weights(reopened), weights)
     [message] = [record.getMessage() for record in caplog.records]
-    assert file.name in message and "version 4 was rebuilt by learning 2 examples again" in message
+    assert file.name in message and "version 4 was rebuilt by learning again (examples: 2)" in message
     assert trees.bitwise_equal(current_weights(open_branches(branch_learner, tmp_path / "state")), weights)
     assert len(caplog.records) == 1  # the snapshot has been replaced
     files, referenced = snapshot_files(reopened, "story/a")

@@ -208,6 +208,7 @@ class BranchManager:
 
         What fails on a full disk, or was interrupted by a crash, stays for a later call.
         """
+        examples: list[TrainingExample] = []
         try:
             with self._erasure_lock:  # so that what an earlier erasure left valid does not override a later one
                 examples = branch_changes.list_unfinished_erasures(self.store, self.deployment)
@@ -219,7 +220,8 @@ class BranchManager:
                 if self.store.truncate_log():
                     branch_changes.finish_erasures(self.store, examples, versions)
         except (OSError, StorageUnavailable) as error:
-            log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
+            level = logging.WARNING if examples else logging.DEBUG  # whether there is one could not be read
+            log.log(level, "an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
 
     def forget_erased(self, last: int) -> None:
         """Removes from memory and caches what other processes have erased since the last call.

@@ -182,7 +182,7 @@ class VersionLoader:
         loaded = LoadedVersion(version, weights, trained if is_trained else self._learner.serve(weights.content))
         for file, reason in unusable.items():
             log.warning(
-                "the snapshot '%s' of '%s' cannot be used: %s; version %d was rebuilt by learning %d examples again",
+                "the snapshot '%s' of '%s' cannot be used: %s; version %d was rebuilt by learning again (examples: %d)",
                 file, name, reason, version.number, len(texts),
             )  # fmt: skip
         for base in lost:

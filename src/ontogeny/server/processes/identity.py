@@ -1,6 +1,7 @@
 """What the bits of learned weights depend on beside the model and the settings of learning."""
 
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ontogeny import kernels
 
 CPU_FILE = Path("/proc/cpuinfo")  # of Linux
 CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")  # of Linux
+CACHES = re.compile(r" \d+[KM](/\d+[KM])*(?=;)")  # in a description
 # The instructions that compilers choose between for products and sums of float32 numbers.
 INSTRUCTIONS = (
     "avx2",
@@ -34,3 +36,13 @@ def describe_computation() -> str:
     if sizes:  # products add up blocks that fit into the caches
         processor += f" {'/'.join(sizes)}"
     return f"{processor}; jaxlib {version('jaxlib')}; {kernels.describe_path()}"
+
+
+def computes_equally(description: str, recorded: str) -> bool:
+    """Whether a machine computes the bits of weights whose version has this record.
+
+    Args:
+        description: Of the machine.
+        recorded: Its description, or that of another one; earlier versions of this program did not name the caches.
+    """
+    return recorded in (description, CACHES.sub("", description, count=1))

@@ -20,6 +20,7 @@ from ontogeny.server.background import BackgroundThread
 from ontogeny.server.learning import journal, versions
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.loading import BranchUnavailable
+from ontogeny.server.processes.identity import computes_equally
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
@@ -67,7 +68,7 @@ class Membership(BranchOwnership):
         self.name, self.url = "", ""
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
         self.last_number: int | None = None  # the last number, also after the lease
-        self.is_leaving = False
+        self.is_leaving = self._has_warned = False
         self._thread = BackgroundThread("lease", self._keep_lease, pause=RENEWAL_INTERVAL, delay=RENEWAL_INTERVAL)
 
     def start(self, name: str, url: str) -> None:
@@ -168,20 +169,24 @@ class Membership(BranchOwnership):
             BranchUnavailable: None does.
         """
         recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is None or recorded == self.computed_by or self.allow_mixed:
+        if recorded is None or computes_equally(self.computed_by, recorded) or self.allow_mixed:
             return
         for process in list_processes(self._store):
-            if process.computed_by == recorded:
+            if computes_equally(process.computed_by, recorded):
                 raise OwnedElsewhere(process.number, process.url)
-        raise BranchUnavailable(
+        reason = (
             f"the weights of '{branch.branch}' were computed by '{recorded}', and no process of that kind runs; "
             f"this one computes with '{self.computed_by}' and takes such branches over only with --allow-mixed"
         )
+        if not self._has_warned:
+            log.warning("%s (this is the first such branch; see the how-to on many processes)", reason)
+            self._has_warned = True
+        raise BranchUnavailable(reason)
 
     def _mark_mixed(self, branch: Branch) -> None:
         """Records that the next weights of a branch are computed by another kind of machine or program than before."""
         recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is not None and recorded != self.computed_by:
+        if recorded is not None and not computes_equally(self.computed_by, recorded):
             reason = f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
             with self._store.transaction(branch.branch):
                 journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
