@@ -63,7 +63,8 @@ class Membership(BranchOwnership):
     """
 
     def __init__(self, store: Store, computed_by: str, *, allow_mixed: bool, find_load: Callable[[], Load]) -> None:
-        self._store, self.computed_by, self.allow_mixed = store, computed_by, allow_mixed
+        self._store, self._description, self.allow_mixed = store, computed_by, allow_mixed
+        self.computed_by = computed_by
         self._find_load = find_load
         self.name, self.url = "", ""
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
@@ -169,7 +170,7 @@ class Membership(BranchOwnership):
             BranchUnavailable: None does.
         """
         recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is None or computes_equally(self.computed_by, recorded) or self.allow_mixed:
+        if recorded is None or computes_equally(self._description, recorded) or self.allow_mixed:
             return
         for process in list_processes(self._store):
             if computes_equally(process.computed_by, recorded):
@@ -186,7 +187,7 @@ class Membership(BranchOwnership):
     def _mark_mixed(self, branch: Branch) -> None:
         """Records that the next weights of a branch are computed by another kind of machine or program than before."""
         recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is not None and not computes_equally(self.computed_by, recorded):
+        if recorded is not None and not computes_equally(self._description, recorded):
             reason = f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
             with self._store.transaction(branch.branch):
                 journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
