@@ -218,7 +218,7 @@ def open_server(deployments: Deployments, address: tuple[str, int] | None = None
 
 def require_key(store: Store, host: str) -> None:
     """Raises `BadInput` if other machines could use an address without a key, because none exists."""
-    if not is_loopback(host) and all(key.revoked_at is not None for key in keys.list_keys(store)):
+    if not is_loopback(host) and not keys.has_valid_key(store):
         raise BadInput(
             f"other machines could use '{host}' without a key: create one with `ontogeny keys create`, "
             "or listen on 127.0.0.1"

@@ -101,6 +101,11 @@ def has_keys(store: Store) -> bool:
     return store.select_value("SELECT 1 FROM keys LIMIT 1") is not None
 
 
+def has_valid_key(store: Store) -> bool:
+    """Whether there is a key that is not revoked."""
+    return store.select_value("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1") is not None
+
+
 def revoke_key(store: Store, id: str) -> ApiKey:
     """Revokes a key; a key that is already revoked stays as it is. Raises `BadInput` for an unknown id."""
     with store.transaction():

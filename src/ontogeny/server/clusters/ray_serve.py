@@ -290,7 +290,7 @@ def serve_on_ray(
     with Store(folder, database_url=database_url, snapshot_url=snapshot_url) as store:
         store.check_integrity()
         store.check_snapshots()
-        if all(key.revoked_at is not None for key in keys.list_keys(store)):
+        if not keys.has_valid_key(store):
             raise BadInput(
                 "--on ray needs a key, because the processes listen where other machines reach them: create one with "
                 "`ontogeny keys create` for this database"
