@@ -85,7 +85,7 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
     (tmp_path / "foreign" / DATABASE).write_bytes(b"no database" * 100)
     with pytest.raises(BadInput, match="is damaged or is not a database of ontogeny"):
         Store(tmp_path / "foreign")
-    with pytest.raises(BadInput, match="--state-dir"):
+    with pytest.raises(BadInput, match="name the state folder of a server"):
         Store(tmp_path / "absent", create=False)
 
 
