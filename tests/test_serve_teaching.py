@@ -152,7 +152,8 @@ def full_queue(server, key):
     yield
     response.close()
     connection.close()
-    wait_until(lambda: b'waiting{deployment="story"} 0.0' in server.request("GET", "/metrics", key=key)[1], 20)
+    empty = b'ontogeny_num_requests_waiting{deployment="story"} 0.0'
+    wait_until(lambda: empty in server.request("GET", "/metrics", key=key)[1], 20)
 
 
 # --- admission before learning
