@@ -89,6 +89,7 @@ def serve(
         from ontogeny.server.deployments import opened_deployments
         from ontogeny.server.store import Store
 
+        process_memory.exclude_from_collection()
     _check_runs(named_runs)
     store = Store(state_dir, database_url=database_url, snapshot_url=snapshot_url)
     with opened_deployments(named_runs, store, config) as deployments:

@@ -35,18 +35,18 @@ def limit_memory_arenas() -> None:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pauses garbage collection while modules are imported, and excludes their objects from it afterwards."""
+    """Pauses garbage collection, which many new objects without garbage would start again and again."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
 
 
 def exclude_from_collection() -> None:
-    """Excludes all objects that exist now from garbage collection, after a last one."""
-    gc.collect()
+    """Excludes all objects that exist now from garbage collection, after a last one if it is not paused."""
+    if gc.isenabled():
+        gc.collect()
     gc.freeze()
 
 

@@ -6,12 +6,11 @@ loop waits for one of them at most. A key can have a few large bodies in memory;
 
 import asyncio
 import contextlib
-import gc
 import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from ontogeny.server.api import errors
 from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.fair_executor import FairExecutor
+from ontogeny.server.process_memory import collection_paused
 
 LARGE_BODY = 1 << 14  # bytes; smaller ones are parsed in a millisecond
 LARGE_INPUT = 10_000  # characters, tokens or numbers; smaller inputs are processed in a few milliseconds
@@ -160,7 +160,7 @@ def _parse(type_: TypeAdapter[Any], body: bytes, max_containers: int) -> tuple[b
     digest = _hash(body)
     if _has_more_containers(body, max_containers):
         raise errors.bad_request(f"the body has more than {max_containers} lists and objects")
-    with _without_collection():
+    with collection_paused():
         try:
             try:
                 return digest, type_.validate_json(body), []
@@ -190,13 +190,3 @@ def _has_more_containers(body: bytes, max_containers: int) -> bool:
         return False
     outside = JSON_STRING.sub(b"", body)  # some of the brackets may be characters of a text
     return outside.count(b"[") + outside.count(b"{") > max_containers
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Suspends the search for unreachable cycles, which a million new lists would start again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
