@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -266,3 +267,25 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class ClientThreads:
+    """Clients that use a server at the same time, from when the context is entered until it is left.
+
+    Args:
+        *clients: Called on a thread each; they end when `self._stopping` is set.
+    """
+
+    def __init__(self, *clients: Callable[[], None]) -> None:
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=client) for client in clients]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()

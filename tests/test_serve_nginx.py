@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ontogeny.server import keys
 from ontogeny.server.learning import journal
 from ontogeny.server.repair import check_state
 from ontogeny.server.store import Store
-from serving import ServerProcess, shared_run, wait_until
+from serving import ClientThreads, ServerProcess, shared_run, wait_until
 
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.slow, NEEDS_NGINX]
@@ -97,7 +98,7 @@ def list_texts(cluster: Cluster, key: str) -> list[str | None]:
     return [example.text for example in journal.list_examples(cluster.store, f"story/{key}")]
 
 
-class Clients:
+class Clients(ClientThreads):
     """Threads that use the server, one per key, until they are told to stop; each request must succeed.
 
     Attributes:
@@ -109,21 +110,8 @@ class Clients:
         self._cluster = cluster
         self.errors: list[str] = []
         self.acknowledged: dict[str, list[str]] = {key: [] for key in cluster.key_texts}
-        self.num_answers, self._stopping = 0, threading.Event()
-        self._threads = [
-            threading.Thread(target=self._use, args=(key, number % 2 == 0))
-            for number, key in enumerate(cluster.key_texts)
-        ]
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        self.num_answers = 0
+        super().__init__(*(partial(self._use, key, number % 2 == 0) for number, key in enumerate(cluster.key_texts)))
 
     def _use(self, key: str, learns: bool) -> None:
         """Sends requests one after another: to the frozen model, streamed or not, and to the branch of the key."""

@@ -8,8 +8,8 @@ import re
 import shutil
 import signal
 import tempfile
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ontogeny.server.learning import journal
 from ontogeny.server.processes.membership import list_processes
 from ontogeny.server.repair import check_state
 from ontogeny.server.store import Store
-from serving import ServerProcess, shared_run, wait_until
+from serving import ClientThreads, ServerProcess, shared_run, wait_until
 
 openai = pytest.importorskip("openai")
 pytestmark = [
@@ -198,7 +198,7 @@ def test_a_process_that_does_not_own_the_branch_answers_with_the_owner(cluster) 
     assert [example.number for example in journal.list_examples(cluster.store, f"run/{key}")] == [number]
 
 
-class Clients:
+class Clients(ClientThreads):
     """Threads that teach and complete, one per key, until they are told to stop; each request must succeed.
 
     Attributes:
@@ -210,18 +210,8 @@ class Clients:
         self._cluster = cluster
         self.errors: list[str] = []
         self.acknowledged = {key: cluster.list_texts(key) for key in cluster.key_texts}
-        self.num_answers, self.longest, self._stopping = 0, 0.0, threading.Event()
-        self._threads = [threading.Thread(target=self._use, args=(key,)) for key in cluster.key_texts]
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        self.num_answers, self.longest = 0, 0.0
+        super().__init__(*(partial(self._use, key) for key in cluster.key_texts))
 
     def _use(self, key: str) -> None:
         client, number = self._cluster.client(key), len(self.acknowledged[key])
