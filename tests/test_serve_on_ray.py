@@ -152,13 +152,13 @@ def test_the_openai_client_gets_answers_and_streams_in_pieces(cluster) -> None:
 
 def test_the_end_of_a_client_ends_its_request(cluster) -> None:
     """A process logs status 499 for a request that was given up before its answer."""
-    body = {"model": "run", "prompt": "the", "max_tokens": 60, "n": 16, "learn": False}
+    body = {"model": "run", "prompt": ["the"] * 8, "max_tokens": 60, "n": 16, "learn": False}
     headers = {"Content-Type": "application/json"}
     headers["Authorization"] = f"Bearer {next(iter(cluster.key_texts.values()))}"
-    for _ in range(20):
+    for number in range(20):
         connection = http.client.HTTPConnection("127.0.0.1", cluster.server.port, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
-        time.sleep(0.05)
+        time.sleep(0.01 * (number % 8))  # some of these times end after the request has arrived, and before its answer
         connection.close()
     wait_until(lambda: " /v1/completions 499 " in cluster.server.log.read_text())
 
