@@ -97,6 +97,10 @@ def test_records_of_requests_expire_and_are_bounded(tmp_path, monkeypatch):
     assert find("x", None, 1) is None and find("y", "k") == 2
     current_time[0] += repeats.IDEMPOTENCY_KEY_WINDOW
     assert find("x", "k") is None
+    with store.transaction():  # a request of any key removes the expired records of all keys
+        repeats.add_record(store, "b", identity("first"), 4)
+    assert store.select_values("SELECT example FROM learned_requests") == [4]
+    current_time[0] += repeats.RETRY_WINDOW
     for number in range(120):
         add(identity("n", f"key {number}"), number)
     assert store.select_values("SELECT example FROM learned_requests") == list(range(70, 120))
