@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import threading
 import resource
 from pathlib import Path
 
@@ -379,3 +380,26 @@ def test_a_start_lets_postgres_choose_plans_by_what_the_tables_hold(store):
     plan = "\n".join(store.select_values(f"EXPLAIN {query}"))
     assert "Seq Scan on versions" not in plan, plan
     assert not store.execute(GROWN_TABLES)
+
+
+def test_writes_to_one_branch_exclude_each_other_and_a_write_without_a_scope_excludes_all(store):
+    def start(scope: str | None) -> tuple[threading.Thread, threading.Event]:
+        entered = threading.Event()
+
+        def write() -> None:
+            with store.transaction(scope):
+                entered.set()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        return thread, entered
+
+    threads = []
+    with store.transaction("story/anna"):
+        for scope, waits in (("story/bob", False), ("story/anna", True), (None, True)):
+            thread, entered = start(scope)
+            threads.append(thread)
+            assert entered.wait(0.3 if waits else 10) != waits, scope
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
