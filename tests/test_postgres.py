@@ -5,8 +5,8 @@
 
 import contextlib
 import os
-import threading
 import resource
+import threading
 from pathlib import Path
 
 import psycopg
