@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import resource
 import threading
@@ -20,6 +21,7 @@ from ontogeny.server.databases.postgres import GROWN_TABLES
 from ontogeny.server.learning import branch_changes, journal, learning_loop, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
+from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.moving import copy_state
 from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import RENEWAL_INTERVAL, Load, Membership
@@ -172,6 +174,36 @@ def test_a_process_that_leaves_names_another_one_for_its_branches(store, postgre
             leaving.claim(journal.get_branch(store, branch.branch))
         assert raised.value.number == successor.number
         successor.leave()
+
+
+def test_the_status_shows_what_processes_compute_with_and_branches_that_none_can_take_over(
+    store, postgres, call_cli, tmp_path
+):
+    address = postgres.address_for(tmp_path)
+    first = Membership(store, "one kind", allow_mixed=False, find_load=lambda: Load(0, 0))
+    first.start("first", "http://127.0.0.1:1")
+    branches = BranchManager(store, "story", fake_learner(), ownership=first)
+    branches.add_example("anna", "anna", TEXTS[0])
+    assert branches.learn_next()
+    first.leave()
+    members = [Membership(store, "another kind", allow_mixed=False, find_load=lambda: Load(0, 0)) for _ in range(2)]
+    for member in members:
+        member.start("another", "http://127.0.0.1:2")
+    with pytest.raises(BranchUnavailable, match="'one kind'"):
+        members[0].claim(journal.get_branch(store, "story/anna"))
+    options = ("--state-dir", str(tmp_path / "state"), "--database-url", address)
+    code, output, error = call_cli("deployments", "status", *options)
+    assert code == 0, error
+    numbers = [member.number for member in members]
+    assert f"processes {numbers[0]}, {numbers[1]} compute with another kind\n" in output
+    assert "no process computes with one kind, as the weights of the branches without a process need: 1 (" in output
+    computations = json.loads(call_cli("deployments", "status", *options, "--json")[1])["computations"]
+    assert computations == [
+        {"computed_by": "another kind", "processes": numbers, "num_branches": 0},
+        {"computed_by": "one kind", "processes": [], "num_branches": 1},
+    ]
+    for member in members:
+        member.leave()
 
 
 @pytest.mark.parametrize("is_before", [True, False])

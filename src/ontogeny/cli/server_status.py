@@ -14,10 +14,11 @@ from ontogeny.cli.shared import (
     open_store,
     print_table,
 )
+from ontogeny.printable import to_printable
 from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
-    from ontogeny.server.processes.status import ProcessStatus
+    from ontogeny.server.processes.status import Computation, ProcessStatus
 
 HEADINGS = ("process", "name", "address", "since", "running", "waiting", "branches", "to learn", "lag")
 
@@ -29,27 +30,45 @@ def show_status(
 
     Example: ontogeny deployments status --database-url postgresql://ontogeny@localhost/ontogeny
     """
-    from ontogeny.server.processes.status import read_status
+    from ontogeny.server.processes.status import list_computations, read_status
 
     with open_store(state_dir, database_url, read_only=True) as store:
         statuses, waiting = read_status(store)
         is_shared = store.database.is_shared
+        computations = list_computations(store) if is_shared else []
     if as_json:
         processes = [
             (status.process._asdict() if status.process else {"number": None})
             | {"num_branches": status.num_branches, "num_pending": status.num_pending, "lag": status.lag}
             for status in statuses
         ]
-        return typer.echo(json.dumps({"processes": processes, "waiting": [branch._asdict() for branch in waiting]}))
+        lists = {"waiting": waiting, "computations": computations}
+        records = {name: [record._asdict() for record in records] for name, records in lists.items()}
+        return typer.echo(json.dumps({"processes": processes} | records))
     print_table([_describe(status) for status in statuses], HEADINGS)
     if not is_shared:
         typer.echo("only processes that share a PostgreSQL database are listed; a server with SQLite is not")
+    for computation in computations:
+        typer.echo(to_printable(_describe_computation(computation)))
     for branch in waiting:
         owner = "no process" if branch.owner is None else f"process {branch.owner}"
         oldest = format_time(branch.oldest_created_at)
         typer.echo(
             f"{branch.branch} ({owner}): {pluralize(branch.num_pending, 'example')} to learn, the oldest from {oldest}"
         )
+
+
+def _describe_computation(computation: "Computation") -> str:
+    """The processes that compute with the same kind of processor and packages, or the branches that wait for one."""
+    numbers = ", ".join(map(str, computation.processes))
+    if len(computation.processes) > 1:
+        return f"processes {numbers} compute with {computation.computed_by}"
+    if numbers:
+        return f"process {numbers} computes with {computation.computed_by}"
+    return (
+        f"no process computes with {computation.computed_by}, as the weights of the branches without a process need: "
+        f"{computation.num_branches:,} (see --allow-mixed)"
+    )
 
 
 def _describe(status: "ProcessStatus") -> list[str]:

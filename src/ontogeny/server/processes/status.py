@@ -3,7 +3,8 @@
 import time
 from typing import NamedTuple
 
-from ontogeny.server.processes.membership import ServerProcess, list_processes
+from ontogeny.server.processes.identity import computes_equally
+from ontogeny.server.processes.membership import IS_ALIVE, ServerProcess, list_processes
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
@@ -33,6 +34,42 @@ class ProcessStatus(NamedTuple):
     num_branches: int
     num_pending: int
     lag: float
+
+
+class Computation(NamedTuple):
+    """A kind of processor and packages, on which the bits of learned weights depend.
+
+    Attributes:
+        computed_by: Its description; see `identity.describe_computation`.
+        processes: The numbers of the processes that compute with it.
+        num_branches: Branches whose current weights it has computed and that no process owns.
+    """
+
+    computed_by: str
+    processes: list[int]
+    num_branches: int
+
+
+def list_computations(store: Store) -> list[Computation]:
+    """Returns what the processes compute with, and what computed the branches that wait for an owner.
+
+    Args:
+        store: A database that several processes share.
+    """
+    processes = list_processes(store)
+    query = (
+        "SELECT computed_by, count(*) FROM branches JOIN versions ON versions.branch = branches.branch "
+        "AND versions.number = current_version WHERE computed_by IS NOT NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM processes WHERE processes.number = owner AND {IS_ALIVE}) GROUP BY computed_by ORDER BY 1"
+    )
+    counts = dict.fromkeys(sorted(process.computed_by for process in processes), 0)
+    for recorded, count in store.execute(query):
+        computed_by = next((present for present in counts if computes_equally(present, recorded)), recorded)
+        counts[computed_by] = counts.get(computed_by, 0) + count
+    return [
+        Computation(name, [process.number for process in processes if process.computed_by == name], count)
+        for name, count in counts.items()
+    ]
 
 
 def read_status(store: Store) -> tuple[list[ProcessStatus], list[WaitingBranch]]:
