@@ -334,7 +334,7 @@ def test_tables_that_are_gone_are_noticed(store, postgres, tmp_path):
 def test_tables_of_a_newer_version_are_refused(store, postgres, tmp_path):
     with psycopg.connect(postgres.address_for(tmp_path), autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '99'")
-    with pytest.raises(BadInput, match="format 99; this version of ontogeny reads up to format 6: use a newer version"):
+    with pytest.raises(BadInput, match="format 99; this version of ontogeny reads up to format 7: use a newer version"):
         Store(tmp_path / "state", database_url=postgres.address_for(tmp_path))
     with pytest.raises(StorageDamaged, match="the format of its tables has changed to 99"):
         store.check_tables()
@@ -345,7 +345,7 @@ def test_columns_are_those_of_sqlite(store, tmp_path):
         for table in schema.TABLES:
             query = f"SELECT * FROM {table} LIMIT 0"
             assert [name for name in store.execute(query).columns if name != "rowid"] == embedded.execute(query).columns
-    assert migrations.current_format() == "6"
+    assert migrations.current_format() == "7"
 
 
 @pytest.mark.parametrize(

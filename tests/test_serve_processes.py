@@ -11,6 +11,7 @@ from ontogeny.server import keys
 from ontogeny.server.learning import journal, versions
 from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import list_processes
+from ontogeny.server.processes.transfers import NUM_FORWARDED
 from ontogeny.server.store import Store
 from serving import ServerProcess, share_snapshots, shared_run, wait_until
 
@@ -64,6 +65,10 @@ def test_any_process_answers_for_the_owner_of_a_branch(servers):
     status, state = second.get("/v1/models/run/branch/state", key)
     assert status == 200 and second.put("/v1/models/run/branch/state", state, key)[0] == 200
     assert own_branch(store).owner == numbers["first"]
+    answers = [second.post("/v1/completions", COMPLETION, key)[1] for _ in range(NUM_FORWARDED)]
+    wait_until(lambda: own_branch(store).owner == numbers["second"])  # where all requests arrive
+    answers += [server.post("/v1/completions", COMPLETION, key)[1] for server in (first, second)]
+    assert len({json.dumps([answer["system_fingerprint"], answer["choices"]]) for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])

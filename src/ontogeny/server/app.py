@@ -75,7 +75,8 @@ def build_app(deployments: Deployments, url: str = "") -> ServerApplication:
     if deployments.membership is not None:
         from ontogeny.server.api.forwarding import RequestForwarding  # needs a package that only PostgreSQL brings
 
-        api = RequestForwarding(api, deployments.membership)
+        assert deployments.transfers is not None
+        api = RequestForwarding(api, deployments.membership, deployments.transfers.count_request)
     limits = RequestLimits(
         LenientRouting(Authentication(api, KeyLookup(deployments.store, config.key_grace_time))),
         max_body_bytes=config.max_body_bytes,

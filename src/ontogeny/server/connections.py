@@ -24,7 +24,7 @@ from ontogeny.server.api.request_limits import RequestLimits
 
 CHECK_INTERVAL = 1.0  # seconds
 LINGER_TIME = 1.0  # seconds for a request that is on its way when the server stops, if other processes go on
-MAX_PREPARATION_TIME = 5.0  # seconds that a server may take to give its branches to other processes
+MAX_PREPARATION_TIME = 10.0  # seconds that a server may take to give its branches to other processes
 CLOSE_TIME = 1  # seconds for connections to close after that
 
 

@@ -22,8 +22,10 @@ from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployment_kinds import AgentDeployment, Deployment, LanguageDeployment
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes.identity import describe_computation
 from ontogeny.server.processes.membership import Load, Membership
+from ontogeny.server.processes.transfers import BranchTransfers
 from ontogeny.server.served_models import ServedModel, load_served_model
 from ontogeny.server.store import Store
 from ontogeny.stages.session import AgentSession
@@ -34,6 +36,7 @@ TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of a datab
 SHARED_CHECK_INTERVAL = 5.0  # seconds between two looks at the tables of PostgreSQL, which checks its own files
 COLLECTION_INTERVAL = 3600.0  # seconds between deletions of unused snapshots from a shared store
 FORGETTING_INTERVAL = 1.0  # seconds between two looks at what other processes have erased
+MAX_TRANSFER_TIME = 5.0  # seconds in which other processes load the branches of a process that ends
 ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
 log = logging.getLogger(__name__)
 
@@ -61,9 +64,16 @@ class Deployments:
     def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, config: ServerConfig) -> None:
         self.config, self.store = config, store
         self.membership: Membership | None = None  # of this process, in a database that several can share
+        self.transfers: BranchTransfers | None = None
         if store.database.is_shared:
             self.membership = Membership(
                 store, describe_computation(), allow_mixed=config.allow_mixed, find_load=self._find_load
+            )
+            self.transfers = BranchTransfers(
+                store,
+                self.membership,
+                save=lambda name: self._find_branches(name).loader.save(name),
+                load=lambda name: self._find_branches(name).loader.load(name),
             )
         quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
@@ -123,11 +133,15 @@ class Deployments:
         self._start_ended.wait()
 
     def hand_over(self) -> None:
-        """Gives all branches to the other processes that share the database, if there are any, before the end."""
+        """Gives all branches to the other processes that share the database, if there are any, before the end.
+
+        Branches in memory change their owner once another process has loaded them; this process answers until then.
+        """
         self._start_ended.set()
-        if self.membership is None or self._is_handed_over:
+        if self.membership is None or self.transfers is None or self._is_handed_over:
             return
         try:
+            self.membership.announce_end()
             if self.membership.find_successor() is None:
                 return
         except StorageUnavailable:
@@ -136,6 +150,9 @@ class Deployments:
         for branches in self._branch_managers():
             branches.loop.stop()
             branches.loader.save_current()
+        names = [name for branches in self._branch_managers() for name in branches.loader.list_branches()]
+        with contextlib.suppress(StorageUnavailable):
+            self.transfers.hand_over(names, MAX_TRANSFER_TIME)
         self.membership.is_leaving = True  # not earlier, because nobody else answers for its branches before
         self.membership.leave()
 
@@ -154,7 +171,8 @@ class Deployments:
                 self._start(deployment)
             self._check_available()
             self.on_started()
-            if self.membership is not None:
+            if self.membership is not None and self.transfers is not None:
+                self.transfers.start()
                 self.membership.start(self.config.process_name or self._url.partition("://")[2] or "unnamed", self._url)
             self.ready.set()
             self._start_ended.set()
@@ -171,6 +189,8 @@ class Deployments:
                 self.on_failed()
             self._start_ended.set()
             self._collection.interrupt()
+            if self.transfers is not None:
+                self.transfers.stop()
             for deployment in self.by_name.values():
                 with LoggedErrors(f"the end of '{deployment.name}'"):  # the others must be stopped too
                     deployment.stop()
@@ -280,6 +300,20 @@ class Deployments:
         engines = [d.engine for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
         running = sum(engine.num_requests_running for engine in engines)
         return Load(running, sum(engine.num_requests_waiting for engine in engines))
+
+    def _find_branches(self, name: str) -> BranchManager:
+        """The branches of the deployment to which a branch belongs.
+
+        Args:
+            name: The name of a branch, DEPLOYMENT/OWNER.
+
+        Raises:
+            BranchUnavailable: This process has no such deployment, or does not let it learn.
+        """
+        deployment = self.by_name.get(name.partition("/")[0])
+        if not isinstance(deployment, LanguageDeployment) or deployment.branches is None:
+            raise BranchUnavailable("this process has no such deployment that learns")
+        return deployment.branches
 
     def _branch_managers(self) -> list[BranchManager]:
         """The branches of all deployments that learn."""

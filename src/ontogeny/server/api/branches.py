@@ -139,7 +139,7 @@ def list_versions(key: Caller, branches: Branches, page: Page) -> dict[str, Any]
 @router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
 async def export_branch(request: Request, key: LimitedCaller, branches: Branches) -> Response:
     """Returns the current version of this key's branch as safetensors, with digest and version."""
-    context.note_lease(request, branches)
+    context.note_branch(request, branches, key)
     state = await _run(request, key, branches.export, key.id, before=partial(branches.request_current, key.id))
     return Response(state, media_type="application/octet-stream")
 

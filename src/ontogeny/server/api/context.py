@@ -126,15 +126,16 @@ def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> Tok
 
 
 async def request_weights(request: Request, deployment: LanguageDeployment, key: ApiKey) -> ServedWeights:
-    """Returns the weights that answer a request; see `note_lease`."""
+    """Returns the weights that answer a request; see `note_branch`."""
     if deployment.branches is not None:
-        note_lease(request, deployment.branches)
+        note_branch(request, deployment.branches, key)
     return await deployment.request_weights(key.id)
 
 
-def note_lease(request: Request, branches: BranchManager) -> None:
-    """Notes the lease of this process, without which the answer to a request may not begin; 0 for none at present."""
-    request.state.lease = branches.ownership.number or 0
+def note_branch(request: Request, branches: BranchManager, key: ApiKey) -> None:
+    """Notes the branch that answers a request, and the lease of this process, without which no answer may begin."""
+    request.state.branch = branches.name_branch(key.id)
+    request.state.lease = branches.ownership.number or 0  # none at present
 
 
 async def open_cleanup() -> AsyncIterator[AsyncExitStack]:

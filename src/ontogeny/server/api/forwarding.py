@@ -8,6 +8,7 @@ lease; otherwise the request is handled again, here or by the present owner. The
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from ontogeny.server.processes.membership import Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
 
 PROCESS_HEADER = "x-ontogeny-process"  # of every response: the name and number of the process that answers
-FORWARDED_HEADER = "x-ontogeny-forwarded"  # of a request that another process passes on
+FORWARDED_HEADER = "x-ontogeny-forwarded"  # of a request that another process passes on, whose number it names
 REFUSED_HEADER = "x-ontogeny-not-owner"  # of the response to such a request by a process that is not the owner either
 OWNER_HEADER = "x-ontogeny-owner"  # of that response: number and address of the owner, if there is one
 HANDLED = "the request may have been handled"  # the value of that header if the process was the owner before
@@ -43,10 +44,17 @@ class RequestForwarding:
     Args:
         app: The application behind it.
         membership: This process.
+        count_request: Called after an answer from a branch with its name, and with the number of the process that
+            passed the request on, or None.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], membership: Membership) -> None:
-        self._app, self._membership = app, membership
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        membership: Membership,
+        count_request: Callable[[str, int | None], None] = lambda branch, process: None,
+    ) -> None:
+        self._app, self._membership, self._count_request = app, membership, count_request
         self._relay = Relay()
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -57,9 +65,11 @@ class RequestForwarding:
         exchange = _ForwardableRequest(self._membership, scope, receive, send)
         deadline = time.monotonic() + MAX_WAITING_TIME
         try:
-            while True:
+            for attempt in itertools.count():
                 owner = await self._handle(scope, exchange)
                 if owner is None:
+                    if (branch := scope["state"].get("branch")) is not None:
+                        self._count_request(branch, exchange.forwarded_by)
                     return
                 if (refund := scope["state"].pop("refund", None)) is not None:
                     refund()  # the process that answers counts the request
@@ -69,7 +79,7 @@ class RequestForwarding:
                     return
                 if time.monotonic() > deadline:
                     raise unavailable("the process that owns the branch does not answer; retry later", "owner")
-                await asyncio.sleep(RETRY_INTERVAL)
+                await asyncio.sleep(RETRY_INTERVAL if attempt else 0)  # the owner may have changed a moment ago
         finally:
             exchange.close()
 
@@ -133,7 +143,10 @@ class _ForwardableRequest(RepeatableRequest):
         super().__init__(scope, receive, send)
         self._membership, self._state = membership, dict(scope["state"])
         self.named_owner = ""  # by the process that refused the request last
-        self.is_forwarded = any(name == FORWARDED_HEADER.encode() for name, _ in scope["headers"])
+        numbers = [number for name, number in scope["headers"] if name == FORWARDED_HEADER.encode()]
+        self.is_forwarded = bool(numbers)
+        is_number = self.is_forwarded and numbers[0].isdigit() and len(numbers[0]) < 19
+        self.forwarded_by = int(numbers[0]) if is_number else None
 
     def take_named_owner(self) -> OwnedElsewhere | None:
         """Returns the owner that the process named to which the request was sent last."""
@@ -175,7 +188,7 @@ class _ForwardableRequest(RepeatableRequest):
             for name, text in self.marked_headers()
             if name not in dropped and not name.startswith(BROWSER_PREFIX)
         ]
-        return [*headers, (FORWARDED_HEADER.encode(), b"1")]
+        return [*headers, (FORWARDED_HEADER.encode(), str(self._membership.last_number).encode())]
 
 
 def _not_owner(owner: OwnedElsewhere, was_handled: bool) -> ApiError:

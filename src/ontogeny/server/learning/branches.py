@@ -111,8 +111,11 @@ class BranchManager:
 
     def is_new(self, owner_key: str) -> bool:
         """Whether a key has no branch yet, so that the trained weights answer it."""
-        name = f"{self.deployment}/{journal.SHARED if self.shared else owner_key}"
-        return self.store.select_value("SELECT 1 FROM branches WHERE branch = ?", name) is None
+        return self.store.select_value("SELECT 1 FROM branches WHERE branch = ?", self.name_branch(owner_key)) is None
+
+    def name_branch(self, owner_key: str) -> str:
+        """Returns the name of the branch of a key, whether it exists or not."""
+        return f"{self.deployment}/{journal.SHARED if self.shared else owner_key}"
 
     def start(self) -> None:
         """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""

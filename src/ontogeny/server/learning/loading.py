@@ -76,6 +76,16 @@ class VersionLoader:
         for loaded in branch_versions:
             self._snapshots.save_if_current(loaded)
 
+    def save(self, name: str) -> None:
+        """Writes a snapshot of the current version of a branch if it is in memory."""
+        if (loaded := self.find(journal.get_branch(self._store, name))) is not None:
+            self._snapshots.save_if_current(loaded)
+
+    def list_branches(self) -> list[str]:
+        """Returns the names of the branches in memory; the most recently used one is the first."""
+        with self._lock:
+            return list(dict.fromkeys(name for name, _ in reversed(self._loaded)))
+
     def branch_lock(self, name: str) -> AbstractContextManager[bool]:
         """Returns the lock that is held while the current version of a branch is computed or replaced."""
         with self._lock:

@@ -28,6 +28,9 @@ LEASE = 1.5  # seconds
 RENEWAL_INTERVAL = 0.4  # seconds
 IS_ALIVE = "expires_at > clock_timestamp()"
 OWNER_IS_ALIVE = f"EXISTS (SELECT 1 FROM processes WHERE processes.number = branches.owner AND {IS_ALIVE})"
+WITHDRAW_OFFERS = (
+    "DELETE FROM offered_branches WHERE branch IN (SELECT branch FROM branches WHERE owner = ?)"  # of a process
+)
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,13 @@ class ServerProcess(NamedTuple):
     num_waiting: int
 
 
+class _Renewal(NamedTuple):
+    """What the database says when a lease is renewed."""
+
+    num_expired: int  # processes whose lease has expired
+    has_offers: bool  # whether branches are offered to this process
+
+
 class Membership(BranchOwnership):
     """This process among those that share a database.
 
@@ -60,6 +70,9 @@ class Membership(BranchOwnership):
         computed_by: See `identity.describe_computation`.
         allow_mixed: Whether this process may own branches whose weights another kind of machine or program computed.
         find_load: Returns the present load.
+
+    Attributes:
+        on_offered: Called after a renewal of the lease while other processes offer branches to this one.
     """
 
     def __init__(self, store: Store, computed_by: str, *, allow_mixed: bool, find_load: Callable[[], Load]) -> None:
@@ -70,6 +83,7 @@ class Membership(BranchOwnership):
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
         self.last_number: int | None = None  # the last number, also after the lease
         self.is_leaving = self._has_warned = False
+        self.on_offered: Callable[[], None] = lambda: None
         self._thread = BackgroundThread("lease", self._keep_lease, pause=RENEWAL_INTERVAL, delay=RENEWAL_INTERVAL)
 
     def start(self, name: str, url: str) -> None:
@@ -83,6 +97,10 @@ class Membership(BranchOwnership):
         self._thread.attempt()
         self._thread.start()
 
+    def announce_end(self) -> None:
+        """Tells the other processes that this one is about to stop, so that they give it no branches."""
+        self._store.execute("UPDATE processes SET is_leaving = TRUE WHERE number = ?", self.last_number)
+
     def leave(self) -> None:
         """Gives all branches up, so that other processes can take them over at once, and ends the lease."""
         self._thread.stop()
@@ -91,6 +109,7 @@ class Membership(BranchOwnership):
             return
         try:
             with self._store.transaction():
+                self._store.execute(WITHDRAW_OFFERS, lease[0])
                 self._store.execute("UPDATE branches SET owner = NULL, fence = fence + 1 WHERE owner = ?", lease[0])
                 self._store.execute("DELETE FROM processes WHERE number = ?", lease[0])
         except StorageUnavailable as error:  # the lease ends by itself
@@ -155,12 +174,22 @@ class Membership(BranchOwnership):
         query = f"SELECT {', '.join(ServerProcess._fields)} FROM processes WHERE number = ? AND {IS_ALIVE}"
         return self._store.select_one(ServerProcess, query, number)
 
+    def find_successors(self) -> list[ServerProcess]:
+        """Returns the other processes that compute bitwise equal weights and have not been told to stop."""
+        return [
+            process
+            for process in list_processes(self._store, "AND NOT is_leaving")
+            if process.number != self.last_number and self.computed_by == process.computed_by
+        ]
+
     def find_successor(self) -> ServerProcess | None:
         """Returns another process that computes bitwise equal weights, or None."""
-        for process in list_processes(self._store):
-            if process.number != self.last_number and self.computed_by == process.computed_by:
-                return process
-        return None
+        return next(iter(self.find_successors()), None)
+
+    def computes_like(self, branch: Branch) -> bool:
+        """Whether this process computes the current weights of a branch to the bits that are recorded."""
+        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
+        return recorded is None or computes_equally(self._description, recorded)
 
     def _check_computation(self, branch: Branch) -> None:
         """Raises an exception if this process would compute the weights of a branch to other bits.
@@ -202,8 +231,8 @@ class Membership(BranchOwnership):
         try:
             with self._store.database.reserved_connection(LEASE):
                 begun_at, lease = time.clock_gettime(CLOCK), self._lease
-                num_expired = None if lease is None else self._renew(lease[0])
-                if lease is None or num_expired is None:
+                renewal = None if lease is None else self._renew(lease[0])
+                if lease is None or renewal is None:
                     self._lease = None
                     number = self._register()
                     if lease is not None:
@@ -211,8 +240,10 @@ class Membership(BranchOwnership):
                     lease = (number, 0.0)
                 self._lease, self.last_number = (lease[0], begun_at + LEASE), lease[0]
                 self._store.process_number = lease[0]
-                if num_expired != 0:
+                if renewal is None or renewal.num_expired:
                     self._end_expired()
+                if renewal is not None and renewal.has_offers:
+                    self.on_offered()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)
         return max(0.0, called_at + RENEWAL_INTERVAL - time.monotonic())
@@ -226,25 +257,34 @@ class Membership(BranchOwnership):
             self.name, self.url, store.database.connection_name, self.computed_by, __version__, time.time(), LEASE,
         )  # fmt: skip
 
-    def _renew(self, number: int) -> int | None:
-        """Extends the lease; returns the number of processes whose lease has expired, or None if this one has."""
+    def _renew(self, number: int) -> "_Renewal | None":
+        """Extends the lease, unless it has expired."""
         load = self._find_load()
         query = (
             "UPDATE processes SET renewed_at = clock_timestamp(), num_running = ?, num_waiting = ?, "
             f"expires_at = clock_timestamp() + ? * INTERVAL '1 second' WHERE number = ? AND {IS_ALIVE} "
-            f"RETURNING (SELECT count(*) FROM processes WHERE NOT {IS_ALIVE})"
+            f"RETURNING (SELECT count(*) FROM processes WHERE NOT {IS_ALIVE}) AS num_expired, "
+            "EXISTS (SELECT 1 FROM offered_branches WHERE process = number) AS has_offers"
         )
-        return self._store.select_value(query, *load, LEASE, number)
+        return self._store.select_one(_Renewal, query, *load, LEASE, number)
 
     def _end_expired(self) -> None:
         """Removes processes whose lease has expired, and closes their connections with any open transaction."""
         query = "DELETE FROM processes WHERE expires_at <= clock_timestamp() RETURNING token"
-        for token in self._store.select_values(query):
+        tokens = self._store.select_values(query)
+        for token in tokens:
             if token != self._store.database.connection_name:
                 self._store.database.end_connections(token)
+        if tokens:
+            self._store.execute("DELETE FROM offered_branches WHERE process NOT IN (SELECT number FROM processes)")
 
 
-def list_processes(store: Store) -> list[ServerProcess]:
-    """Returns all processes that have a lease, in the order of their start."""
-    columns = ", ".join(ServerProcess._fields)
-    return store.select(ServerProcess, f"SELECT {columns} FROM processes WHERE {IS_ALIVE} ORDER BY number")
+def list_processes(store: Store, condition: str = "") -> list[ServerProcess]:
+    """Returns all processes that have a lease, in the order of their start.
+
+    Args:
+        store: The database.
+        condition: A further condition, after AND.
+    """
+    query = f"SELECT {', '.join(ServerProcess._fields)} FROM processes WHERE {IS_ALIVE} {condition} ORDER BY number"
+    return store.select(ServerProcess, query)

@@ -1,0 +1,147 @@
+"""Branches that change their owner while the former owner still answers."""
+
+import contextlib
+import threading
+
+import pytest
+
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.loading import BranchUnavailable
+from ontogeny.server.processes import transfers
+from ontogeny.server.processes.membership import Load, Membership
+from ontogeny.server.processes.ownership import OwnedElsewhere
+from ontogeny.server.processes.transfers import NUM_FORWARDED, BranchTransfers
+from ontogeny.server.store import Store
+from serving import wait_until
+from stepping import fake_learner
+
+pytestmark = pytest.mark.sqlite  # they use PostgreSQL in any case
+LONG = 30.0  # seconds
+ANNA = "story/anna"
+
+
+class Process:
+    """A process of a group, without HTTP."""
+
+    def __init__(self, name, store, computed_by="test", **options):
+        self.store = store
+        self.member = Membership(store, computed_by, find_load=lambda: Load(0, 0), **{"allow_mixed": False} | options)
+        self.branches = BranchManager(store, "story", fake_learner(), ownership=self.member)
+        self.loaded = []
+        self.transfers = BranchTransfers(store, self.member, self.branches.loader.save, self.load)
+        self.transfers.start()
+        self.member.start(name, f"http://{name}")
+
+    def load(self, name):
+        self.loaded.append((name, journal.get_branch(self.store, name).owner))
+        return self.branches.loader.load(name)
+
+    def owns(self, name=ANNA):
+        return journal.get_branch(self.store, name).owner == self.member.number
+
+    def stop(self):
+        self.transfers.stop()
+        self.member.leave()
+        self.store.close()
+
+
+@pytest.fixture
+def start(postgres, tmp_path):
+    """Starts processes that share a database."""
+    with contextlib.ExitStack() as stack:
+
+        def start_process(name, **options):
+            process = Process(name, Store(tmp_path / name, database_url=postgres.address_for(tmp_path)), **options)
+            stack.callback(process.stop)
+            return process
+
+        yield start_process
+
+
+def teach(process, owner_key="anna"):
+    process.branches.add_example(owner_key, owner_key, f"A text for {owner_key}.")
+    process.branches.learn_next()
+    return process.branches.current(owner_key).version
+
+
+def test_branches_are_in_the_memory_of_their_new_owner_before_the_former_one_gives_them_up(start):
+    first, second, third = map(start, ("first", "second", "third"))
+    keys = [f"key{i}" for i in range(4)]
+    versions = [teach(first, key) for key in keys]
+    first.transfers.hand_over(first.branches.loader.list_branches(), LONG)
+    owner = first.member.number
+    assert all(former == owner for process in (second, third) for _, former in process.loaded)
+    assert len(second.loaded) == len(third.loaded) == 2
+    for name, _ in second.loaded:
+        branch = journal.get_branch(second.store, name)
+        assert second.owns(name) and branch.fence == 2
+        assert second.branches.loader.find(branch).version == versions[keys.index(branch.owner_key)]
+    with pytest.raises(OwnedElsewhere):
+        first.branches.claim(keys[0])
+    assert first.store.select_values("SELECT branch FROM offered_branches") == []
+
+
+def test_an_offer_has_no_effect_once_the_owner_has_changed(start, monkeypatch):
+    first, second = map(start, ("first", "second"))
+    teach(first)
+    reached, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(second.transfers, "_load", lambda name: (reached.set(), go_on.wait(LONG)))
+    first.transfers._offer(ANNA, second.member.number)
+    assert reached.wait(LONG)
+    fence = journal.get_branch(first.store, ANNA).fence
+    first.store.execute("UPDATE branches SET fence = fence + 1")
+    go_on.set()
+    wait_until(lambda: not first.store.select_values("SELECT branch FROM offered_branches"))
+    assert first.owns() and journal.get_branch(first.store, ANNA).fence == fence + 1
+
+
+@pytest.mark.parametrize("case", ["it cannot be loaded", "another kind of machine has computed it"])
+def test_a_branch_stays_with_its_owner_if(start, monkeypatch, case):
+    first, second = start("first"), start("second")
+    if case == "it cannot be loaded":
+
+        def fail(name):
+            raise BranchUnavailable("a test")
+
+        monkeypatch.setattr(second.transfers, "_load", fail)
+    teach(first)
+    if case != "it cannot be loaded":
+        first.store.execute("UPDATE versions SET computed_by = 'another machine'")
+    first.transfers.hand_over([ANNA], LONG)  # does not wait for nothing
+    assert first.owns() and first.store.select_values("SELECT branch FROM offered_branches") == []
+
+
+def test_nobody_waits_for_a_process_that_is_about_to_stop(start):
+    first, second = start("first"), start("second")
+    teach(first)
+    second.member.announce_end()
+    assert first.member.find_successor() is None
+    first.transfers.hand_over([ANNA], LONG)
+    assert first.owns()
+
+
+def test_offers_to_a_process_without_a_lease_are_deleted(start):
+    first, second = start("first"), start("second")
+    teach(first)
+    second.transfers.stop()
+    first.transfers._offer(ANNA, second.member.number)
+    second.member._thread.stop()
+    first.transfers.hand_over([ANNA], LONG)  # until the lease has ended
+    wait_until(lambda: not first.store.select_values("SELECT branch FROM offered_branches"))
+    assert first.owns()
+
+
+def test_a_branch_follows_the_requests_of_its_key(start, monkeypatch):
+    first, second, third = map(start, ("first", "second", "third"))
+    teach(first)
+    for i in range(3 * NUM_FORWARDED):  # from everywhere
+        first.transfers.count_request(ANNA, (None, second.member.number, third.member.number)[i % 3])
+    for _ in range(NUM_FORWARDED):
+        first.transfers.count_request(ANNA, 10**6)  # a client may send any number
+    assert first.owns()
+    monkeypatch.setattr(transfers, "MIN_INTERVAL", 0.0)
+    for _ in range(NUM_FORWARDED):
+        first.transfers.count_request(ANNA, second.member.number)
+    wait_until(second.owns)
+    assert second.branches.loader.find(journal.get_branch(second.store, ANNA)).version.number == 1
