@@ -3,18 +3,23 @@
 import asyncio
 import contextlib
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.server import keys
 from ontogeny.server.clusters import ray_serve
 from ontogeny.server.clusters.ingress import Ingress, find_key_id
+from ontogeny.server.clusters.proxy import list_middleware
 from ontogeny.server.clusters.ray_serve import RayOptions, read_options
 from ontogeny.server.clusters.replica import ReplicaSettings
 from ontogeny.server.config import ServerConfig
+from ontogeny.server.store import Store
 from serving import shared_run
 
+LLAMA = Path(__file__).parent / "golden" / "llama3"
 POSTGRES = "postgresql://nobody@127.0.0.1:1/none"
 
 
@@ -67,6 +72,19 @@ def test_a_server_without_a_key_is_refused_before_its_processes_start(
         "serve", str(run), "--on", "ray", "--database-url", postgres.address_for(tmp_path), *storage
     )
     assert code == 2 and "--on ray needs a key" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.sqlite
+def test_wrong_settings_of_the_models_are_refused_before_a_cluster_starts(tmp_path, call_cli, monkeypatch, postgres):
+    monkeypatch.setattr(ray_serve, "_import_ray", lambda options: None)
+    monkeypatch.setattr(ray_serve, "RayServer", None)
+    database = postgres.address_for(tmp_path)
+    with Store(tmp_path / "state", database_url=database) as store:
+        keys.create_key(store, "anna")
+    arguments = ("serve", str(LLAMA), "--online", "--on", "ray", "--database-url", database)
+    code, output, errors = call_cli(*arguments, "--state-dir", str(tmp_path / "state"))
+    assert (code, output) == (2, "") and errors.count("\n") == 1
+    assert "'llama3' cannot learn online: this model came without its training texts" in errors
 
 
 def test_the_text_of_the_settings_has_no_password(tmp_path) -> None:
@@ -197,3 +215,37 @@ def test_a_process_that_hangs_is_left_for_another_one(monkeypatch) -> None:
         assert response.content == b"text" and "x-stainless-retry-count: 1" in answering.requests[0][0].lower()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("num_failures", "size", "status", "marks"),
+    [
+        (0, 1, 200, [None]),
+        (2, 1000, 200, [None, b"1", b"1"]),
+        (9, 1, 503, [None, b"1", b"1"]),
+        (1, 5 << 20, 503, [None]),
+    ],
+)
+def test_rays_http_server_sends_a_request_again_that_an_ingress_has_not_answered(num_failures, size, status, marks):
+    requests: list[tuple[bytes | None, int]] = []
+
+    async def ray_server(scope, receive, send):
+        """Returns without an answer, as Ray does when the process of a request has ended."""
+        num_bytes, more_body = 0, True
+        while more_body:
+            message = await receive()
+            num_bytes, more_body = num_bytes + len(message["body"]), message["more_body"]
+        requests.append((dict(scope["headers"]).get(b"x-stainless-retry-count"), num_bytes))
+        if len(requests) > num_failures:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"done"})
+
+    async def ask() -> httpx2.Response:
+        (middleware,) = list_middleware()
+        transport = httpx2.ASGITransport(middleware.cls(ray_server, *middleware.args, **middleware.kwargs))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://ray") as client:
+            return await client.post("/v1/completions", content=b"x" * size)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status and ("retry-after" in answer.headers) == (status == 503)
+    assert [mark for mark, _ in requests] == marks and {num_bytes for _, num_bytes in requests} == {size}

@@ -6,7 +6,9 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from ontogeny.errors import BadInput
 from ontogeny.optional_packages import import_optional
@@ -55,7 +57,13 @@ def require_listener(address: str) -> None:
 
 
 def connect(
-    ray: ModuleType, address: str, num_processors: int, num_attempts: int = 1, *, log_to_driver: bool = False
+    ray: ModuleType,
+    address: str,
+    num_processors: int,
+    num_attempts: int = 1,
+    *,
+    log_to_driver: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Connects this process to a cluster, unless it is connected, or starts one on this machine.
 
@@ -65,11 +73,16 @@ def connect(
         num_processors: Those of a cluster that is started.
         num_attempts: Further attempts are made after a while.
         log_to_driver: Whether this process prints what the workers print.
+        variables: Further variables of the environment of all workers.
 
     Raises:
         BadInput: The cluster does not respond.
     """
-    options = {"num_cpus": num_processors, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
+    options: dict[str, Any] = {}
+    if address == LOCAL:
+        options = {"num_cpus": num_processors, "_node_ip_address": "127.0.0.1"}
+    if variables:
+        options["runtime_env"] = {"env_vars": dict(variables)}
     for attempt in range(num_attempts):
         try:
             if not ray.is_initialized():

@@ -21,8 +21,10 @@ from ontogeny.errors import BadInput, ServerFailed, require_at_least, require_be
 from ontogeny.parallel import ray_clusters
 from ontogeny.parallel.worker import num_processors
 from ontogeny.server import app, keys
+from ontogeny.server.clusters import proxy
 from ontogeny.server.clusters.ingress import IngressReplica
 from ontogeny.server.clusters.replica import ReplicaSettings, ServerReplica, find_environment
+from ontogeny.server.clusters.settings_check import check_settings
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.connections import CLOSE_TIME, LINGER_TIME, MAX_PREPARATION_TIME
 from ontogeny.server.store import Store, default_snapshot_url, find_address
@@ -108,7 +110,7 @@ class RayServer:
         else:
             ray_clusters.require_listener(address)
         num_cpus = max(num_processors(), -int(-options.num_replicas * options.num_cpus // 1))
-        ray_clusters.connect(self._ray, address, num_cpus, log_to_driver=True)
+        ray_clusters.connect(self._ray, address, num_cpus, log_to_driver=True, variables=proxy.find_variables())
 
     def run(self, announce: Callable[[str], None], modes: str) -> None:
         """Serves until this process receives SIGTERM or SIGINT, and then removes the server from the cluster.
@@ -297,6 +299,7 @@ def serve_on_ray(
             )
     modes = ", ".join(f"{name} ({'online' if config.online and name not in config.frozen else 'frozen'})"
                       for name, _ in runs)  # fmt: skip
+    check_settings(settings, needs_gpu=needs_gpu)
     server = RayServer(settings, options, int(needs_gpu))
     try:
         server.run(announce, modes)
