@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import random
 import signal
 import statistics
@@ -257,47 +258,70 @@ def measure_databases(scenario: Scenario, arguments: argparse.Namespace) -> None
 def measure_take_over(scenario: Scenario, arguments: argparse.Namespace) -> None:
     """Prints the seconds until branches answer again after their process was killed or drained."""
     for number, limit in ((signal.SIGTERM, 0.2), (signal.SIGKILL, 2.0)):
-        times = list[float]()
+        times, control = list[float](), list[float]()
         with scenario.start(arguments.branches * 100, num_processes=2) as group:
             for trial in range(arguments.trials):
                 owner, receiver = group.replicas[trial % 2], group.replicas[1 - trial % 2]
                 for key in group.key_texts:  # so that the process owns the branches
                     send_request(owner.url, "POST", f"{MODEL}/examples", {"text": f"trial {trial} of a text"}, key)
-                times += interrupt(owner, receiver, group.key_texts, number)
+                gaps = interrupt(group, owner, receiver, number)
+                control += [before for before, _ in gaps]
+                times += [after for _, after in gaps]
                 owner.start()
                 owner.wait()
         setting = {"signal": signal.Signals(number).name, "branches": arguments.branches, "trials": arguments.trials}
         for share in (50, 99):
             seconds = float(np.percentile(times, share))
             print_record(f"take_over.p{share}", seconds, "s", setting, peer="aim", peer_value=limit)
+            print_record(f"take_over.before.p{share}", float(np.percentile(control, share)), "s", setting)
 
 
-def interrupt(owner: Replica, receiver: Replica, key_texts: Sequence[str], number: int) -> list[float]:
-    """Ends a process by a signal; returns the longest gap between answers of the other one, for each branch."""
+def interrupt(group: Group, owner: Replica, receiver: Replica, number: int) -> list[tuple[float, float]]:
+    """Ends a process by a signal; returns the longest gap between answers of the other one, for each branch.
 
-    async def poll(key: str, end: float) -> list[float]:
+    The longest gap in the second before the signal is a control, the first of each pair. Some requests are sent to the
+    owner, so that the branches do not change their owner before.
+    """
+
+    async def poll(port: int, pause: float, key: str, end: float) -> list[float]:
         body = {"model": "story", "prompt": "The", "max_tokens": 1, "learn": False, "stream": True}
         times = list[float]()
         while time.perf_counter() < end:
             with contextlib.suppress(OSError, SystemExit):
-                await send_stream(receiver.port, key, body, "/v1/completions")
+                await send_stream(port, key, body, "/v1/completions")
                 times.append(time.perf_counter())
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
         return times
+
+    def count_elsewhere() -> int:
+        query = "SELECT count(*) FROM branches JOIN processes ON owner = number WHERE url != ?"
+        with Store(group.state_dir, database_url=group.address, read_only=True) as store:
+            return store.select_value(query, owner.url)
 
     async def run() -> tuple[float, list[list[float]]]:
         end = time.perf_counter() + 6
-        tasks = [asyncio.create_task(poll(key, end)) for key in key_texts]
+        tasks = [asyncio.create_task(poll(receiver.port, 0.01, key, end)) for key in group.key_texts]
+        others = [asyncio.create_task(poll(owner.port, 0.1, key, end)) for key in group.key_texts]
         await asyncio.sleep(2)
+        assert not count_elsewhere(), "another process owns a branch"
         owner.send_signal(number)
-        return time.perf_counter(), list(await asyncio.gather(*tasks))
+        interrupted_at, times = time.perf_counter(), list(await asyncio.gather(*tasks))
+        await asyncio.gather(*others)
+        return interrupted_at, times
 
     interrupted_at, times = asyncio.run(run())
     with contextlib.suppress(Exception):
         assert owner.process is not None
         owner.process.wait(30)
     owner.kill()
-    return [max(b - a for a, b in pairwise(answers) if b > interrupted_at) for answers in times]
+
+    def longest_gap(answers: Sequence[float], begin: float, end: float) -> float:
+        return max((b - a for a, b in pairwise(answers) if begin < b < end), default=0.0)
+
+    return [
+        (longest_gap(answers, interrupted_at - 1, interrupted_at), longest_gap(answers, interrupted_at, math.inf))
+        for answers in times
+    ]
 
 
 def measure_idle_keys(scenario: Scenario, arguments: argparse.Namespace) -> None:
