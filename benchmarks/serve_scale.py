@@ -301,12 +301,12 @@ def interrupt(group: Group, owner: Replica, receiver: Replica, number: int) -> l
     async def run() -> tuple[float, list[list[float]]]:
         end = time.perf_counter() + 6
         tasks = [asyncio.create_task(poll(receiver.port, 0.01, key, end)) for key in group.key_texts]
-        others = [asyncio.create_task(poll(owner.port, 0.1, key, end)) for key in group.key_texts]
+        owner_tasks = [asyncio.create_task(poll(owner.port, 0.1, key, end)) for key in group.key_texts]
         await asyncio.sleep(2)
         assert not count_elsewhere(), "another process owns a branch"
         owner.send_signal(number)
         interrupted_at, times = time.perf_counter(), list(await asyncio.gather(*tasks))
-        await asyncio.gather(*others)
+        await asyncio.gather(*owner_tasks)
         return interrupted_at, times
 
     interrupted_at, times = asyncio.run(run())
