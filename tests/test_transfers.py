@@ -1,17 +1,21 @@
 """Branches that change their owner while the former owner still answers."""
 
 import contextlib
+import json
 import threading
 
 import pytest
 
-from ontogeny.server.learning import journal
+from ontogeny.lm.tokenizer import ByteTokenizer
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes import transfers
 from ontogeny.server.processes.membership import Load, Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
 from ontogeny.server.processes.transfers import NUM_FORWARDED, BranchTransfers
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 from serving import wait_until
 from stepping import fake_learner
@@ -130,6 +134,28 @@ def test_offers_to_a_process_without_a_lease_are_deleted(start):
     first.transfers.hand_over([ANNA], LONG)  # until the lease has ended
     wait_until(lambda: not first.store.select_values("SELECT branch FROM offered_branches"))
     assert first.owns()
+
+
+def test_prompts_that_the_former_owner_has_learned_are_not_learned_again_unless_they_were_erased(start):
+    first, second = start("first"), start("second")
+    prompts = ["A lamp in the window.", "A lamp in the window. A bell.", "Something else."]
+    intakes = {process: ExampleIntake(process.store) for process in (first, second)}
+
+    def send(process, prompt):
+        identity = RequestIdentity(f"{process.member.name} {prompt}", None, 0, 0.0)
+        return intakes[process].add_prompt(process.branches, "anna", prompt, ByteTokenizer(), identity)
+
+    numbers = [send(first, prompt) for prompt in prompts]
+    description = intakes[first].export_prompts(ANNA)
+    assert json.loads(intakes[first].export_prompts("story/berta")) == []
+    assert len(json.loads(intakes[first].export_prompts("story/shared"))) == len(prompts)
+    assert numbers[1] is not None
+    branch_changes.erase_example(first.store, numbers[1], "test")
+    intakes[second].import_prompts(ANNA, description)
+    first.transfers.hand_over([ANNA], LONG)
+    assert second.owns()
+    again = [send(second, prompt) for prompt in prompts]
+    assert [number is None for number in again] == [True, False, True]
 
 
 def test_a_branch_follows_the_requests_of_its_key(start, monkeypatch):

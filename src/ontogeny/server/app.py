@@ -94,6 +94,9 @@ def build_api(deployments: Deployments, url: str = "") -> FastAPI:
     bodies, store = BodyParser(), deployments.store
     rate_limits = RateLimits() if deployments.membership is None else SharedRateLimits(store)
     intake = ExampleIntake(store)
+    if deployments.transfers is not None:
+        deployments.transfers.export_prompts = intake.export_prompts
+        deployments.transfers.import_prompts = intake.import_prompts
     for name, deployment in deployments.by_name.items():
         if isinstance(deployment, LanguageDeployment):
             deployment.on_erased = functools.partial(intake.forget_examples, name)

@@ -1,17 +1,19 @@
 """From requests to the journal: each text once, although prompts grow and clients repeat their requests."""
 
+import json
 import threading
 from collections.abc import Collection
 
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.learning import repeats
 from ontogeny.server.learning.branches import BranchManager
-from ontogeny.server.learning.journal import TrainingExample
-from ontogeny.server.learning.prompts import RecentPrompts, find_new_part
+from ontogeny.server.learning.journal import SHARED, TrainingExample
+from ontogeny.server.learning.prompts import LearnedPrompt, RecentPrompts, find_new_part
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
 NUM_LOCKS = 64  # among which the keys are divided
+MAX_EXPORTED = 1024  # prompts
 
 
 class ExampleIntake:
@@ -88,6 +90,42 @@ class ExampleIntake:
         for example in examples:
             with self._lock_of(example.key), self._prompts_lock:
                 self._prompts.forget(example.key, deployment, example.number)
+
+    def export_prompts(self, branch: str) -> str:
+        """Describes the recent prompts whose text a branch learns, as JSON; at most `MAX_EXPORTED` of them.
+
+        Args:
+            branch: Its name, DEPLOYMENT/OWNER.
+        """
+        deployment, _, owner = branch.partition("/")
+        with self._prompts_lock:
+            senders = self._prompts.list_keys(deployment) if owner == SHARED else [owner]
+            prompts = [
+                [key, prompt.num_characters, prompt.digest.hex(), prompt.first_example, prompt.last_example]
+                for key in senders
+                for prompt in self._prompts.list_prompts(key, deployment)
+            ]
+        return json.dumps(prompts[-MAX_EXPORTED:])
+
+    def import_prompts(self, branch: str, description: str) -> None:
+        """Remembers prompts that another process has learned.
+
+        Args:
+            branch: Its name.
+            description: What `export_prompts` has returned there.
+        """
+        deployment, prompts = branch.partition("/")[0], json.loads(description)
+        with self._prompts_lock:
+            for key, num_characters, digest, first_example, last_example in prompts:
+                prompt = LearnedPrompt(num_characters, bytes.fromhex(digest), first_example, last_example)
+                self._prompts.add_learned(key, deployment, prompt)
+        # What was erased since the description was written; `forget_examples` is called for later erasures.
+        first_example = min((prompt[3] for prompt in prompts), default=None)
+        if first_example is not None:
+            query = "SELECT key, number FROM examples WHERE branch = ? AND number >= ? AND erased_at IS NOT NULL"
+            for key, number in self._store.execute(query, branch, first_example):
+                with self._prompts_lock:
+                    self._prompts.forget(key, deployment, number)
 
     def _lock_of(self, key: str) -> threading.Lock:
         """The lock that is held while a text of a key is written."""

@@ -60,11 +60,22 @@ class RecentPrompts:
             first_example: The first example that holds a part of the text.
             last_example: The last one; examples between them may hold parts too.
         """
-        owner, prompt = (key, deployment), prompt.rstrip(REPLACEMENT)
-        digest, recent_prompts = _digest(prompt), self._prompts.get(owner, [])
-        if all(recent.digest != digest for recent in recent_prompts):
-            added = LearnedPrompt(len(prompt), digest, first_example, last_example)
-            self._prompts[owner] = [*recent_prompts, added][-MAX_PROMPTS:]
+        prompt = prompt.rstrip(REPLACEMENT)
+        self.add_learned(key, deployment, LearnedPrompt(len(prompt), _digest(prompt), first_example, last_example))
+
+    def list_prompts(self, key: str, deployment: str) -> list[LearnedPrompt]:
+        """Returns the recent prompts of a key, the oldest first."""
+        return list(self._prompts.get((key, deployment), ()))
+
+    def list_keys(self, deployment: str) -> list[str]:
+        """Returns the keys that have sent prompts to a deployment."""
+        return [key for key, name in self._prompts if name == deployment]
+
+    def add_learned(self, key: str, deployment: str, prompt: LearnedPrompt) -> None:
+        """Adds a prompt of which only the digest is known; see `add`."""
+        owner, recent_prompts = (key, deployment), self._prompts.get((key, deployment), [])
+        if all(recent.digest != prompt.digest for recent in recent_prompts):
+            self._prompts[owner] = [*recent_prompts, prompt][-MAX_PROMPTS:]
         self._prompts.move_to_end(owner)
         while len(self._prompts) > MAX_OWNERS:
             self._prompts.popitem(last=False)

@@ -53,6 +53,10 @@ class BranchTransfers:
         membership: This process.
         save: Writes a snapshot of the current version of a branch, if it is in memory.
         load: Brings the current version of a branch into memory.
+
+    Attributes:
+        export_prompts: Describes the recent prompts for a branch, so that its next owner does not learn them again.
+        import_prompts: Remembers the prompts that the former owner has described.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class BranchTransfers:
     ) -> None:
         self._store, self._membership = store, membership
         self._save, self._load = save, load
+        self.export_prompts: Callable[[str], str] = lambda branch: "[]"
+        self.import_prompts: Callable[[str, str], None] = lambda branch, description: None
         self._lock = threading.Lock()  # of the two below
         self._origins: OrderedDict[str, BranchOrigin] = OrderedDict()
         self._to_offer: dict[str, int] = {}  # branch and process
@@ -130,28 +136,32 @@ class BranchTransfers:
                     self._offer(branch, process)
         number = self._membership.number
         if number is not None and not self._membership.is_leaving:
-            for branch in self._store.select_values("SELECT branch FROM offered_branches WHERE process = ?", number):
-                self._accept(branch, number)
+            query = "SELECT branch, prompts FROM offered_branches WHERE process = ?"
+            for branch, prompts in self._store.execute(query, number):
+                self._accept(branch, number, prompts)
 
     def _offer(self, branch: str, process: int | None) -> None:
         """Offers a branch of this process to another one."""
         self._store.execute(
-            "INSERT INTO offered_branches SELECT branch, fence, ? FROM branches WHERE branch = ? AND owner = ? "
-            "ON CONFLICT (branch) DO UPDATE SET fence = excluded.fence, process = excluded.process",
-            process, branch, self._membership.last_number,
+            "INSERT INTO offered_branches SELECT branch, fence, ?, ? FROM branches WHERE branch = ? AND owner = ? ON "
+            "CONFLICT (branch) DO UPDATE SET (fence, process, prompts) = (excluded.fence, excluded.process, "
+            "excluded.prompts)",
+            process, self.export_prompts(branch), branch, self._membership.last_number,
         )  # fmt: skip
 
-    def _accept(self, branch: str, number: int) -> None:
+    def _accept(self, branch: str, number: int, prompts: str) -> None:
         """Loads the weights of a branch that is offered to this process, and becomes its owner.
 
         Args:
             branch: Its name.
             number: Of this process.
+            prompts: What `export_prompts` has returned in the process that offers the branch.
         """
         try:
             if not self._membership.computes_like(journal.get_branch(self._store, branch)):
                 raise BranchUnavailable("a process of another kind has computed its weights")
             self._load(branch)
+            self.import_prompts(branch, prompts)
             self._store.execute(
                 "UPDATE branches SET owner = offered.process, fence = branches.fence + 1 FROM offered_branches offered "
                 "WHERE branches.branch = ? AND offered.branch = branches.branch AND offered.fence = branches.fence "
