@@ -154,8 +154,8 @@ def test_prompts_that_the_former_owner_has_learned_are_not_learned_again_unless_
     intakes[second].import_prompts(ANNA, description)
     first.transfers.hand_over([ANNA], LONG)
     assert second.owns()
-    again = [send(second, prompt) for prompt in prompts]
-    assert [number is None for number in again] == [True, False, True]
+    repeated = [send(second, prompt) for prompt in prompts]
+    assert [number is None for number in repeated] == [True, False, True]
 
 
 def test_a_branch_follows_the_requests_of_its_key(start, monkeypatch):
