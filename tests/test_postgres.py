@@ -206,6 +206,38 @@ def test_the_status_shows_what_processes_compute_with_and_branches_that_none_can
         member.leave()
 
 
+def test_a_process_that_may_own_any_branch_gets_those_that_others_may_not(store):
+    def start(computed_by: str, allow_mixed: bool = False) -> Membership:
+        member = Membership(store, computed_by, allow_mixed=allow_mixed, find_load=lambda: Load(0, 0))
+        member.start(computed_by, "http://127.0.0.1:1")
+        return member
+
+    first = start("one kind")
+    branches = BranchManager(store, "story", fake_learner(), ownership=first)
+    branches.add_example("anna", "anna", TEXTS[0])
+    assert branches.learn_next()
+    first.leave()
+    second, mixed = start("another kind"), start("a third kind", allow_mixed=True)
+
+    def find_receiver() -> int:
+        with pytest.raises(OwnedElsewhere) as raised:
+            second.claim(journal.get_branch(store, "story/anna"))
+        return raised.value.number
+
+    assert find_receiver() == mixed.number
+    equal = start("one kind")
+    assert find_receiver() == equal.number  # computes equal weights
+    equal.leave()
+    mixed.announce_end()
+    with pytest.raises(BranchUnavailable, match="nor one with --allow-mixed"):
+        second.claim(journal.get_branch(store, "story/anna"))
+    store.execute("UPDATE processes SET is_leaving = FALSE")
+    assert mixed.claim(journal.get_branch(store, "story/anna")).owner == mixed.number
+    assert [decision.kind for decision in journal.list_decisions(store, "story")][-1] == "mixed"
+    for member in (second, mixed):
+        member.leave()
+
+
 @pytest.mark.parametrize("is_before", [True, False])
 def test_a_transaction_whose_connection_ends_is_a_failure_of_the_storage(store, postgres, is_before):
     with pytest.raises(StorageUnavailable), store.transaction():

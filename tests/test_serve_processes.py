@@ -38,9 +38,9 @@ def servers(tmp_path_factory, tmp_path, database):
             yield first, second, key, store
 
 
-def start(folder, run, database):
+def start(folder, run, database, *options):
     """Starts a process that is named like its folder."""
-    arguments = (str(run), "--online", "--log-level", "info", "--process-name", folder.name)
+    arguments = (str(run), "--online", "--log-level", "info", "--process-name", folder.name, *options)
     return ServerProcess(folder, *arguments, environment={"ONTOGENY_DATABASE_URL": database})
 
 
@@ -148,3 +148,22 @@ def test_a_prompt_that_another_process_has_erased_counts_as_new(servers):
     assert number is not None and teach() is None
     assert second.delete(f"/v1/models/run/examples/{number}", key)[0] == 200
     assert wait_until(teach) > number
+
+
+@pytest.mark.slow
+def test_a_request_for_a_branch_of_another_kind_of_processor_reaches_a_process_that_may_own_it(servers, database):
+    first, second, key, store = servers
+    assert second.post("/v1/models/run/examples", {"text": NOTES[0]}, key)[0] == 200
+    wait_until(lambda: second.get("/v1/models/run/branch", key)[1]["current_version"] == 1)
+    assert second.stop() == 0
+    with store.transaction():
+        store.execute("UPDATE versions SET computed_by = 'another kind of processor' WHERE number = 1")
+        store.execute("UPDATE branches SET owner = NULL, fence = fence + 1")
+    wait_until(lambda: first.post("/v1/completions", COMPLETION, key)[0] == 503)
+    mixed = second.state_dir.with_name("mixed")
+    mixed.symlink_to(second.state_dir)
+    with start(mixed, first.process.args[4], database, "--allow-mixed"):
+        status, answer = first.post("/v1/completions", COMPLETION, key)
+        assert status == 200 and answer["system_fingerprint"].endswith("-1")
+        numbers = {process.name: process.number for process in list_processes(store)}
+        assert own_branch(store).owner == numbers["mixed"]

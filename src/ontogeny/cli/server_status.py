@@ -1,7 +1,7 @@
 """`ontogeny deployments status`: the processes that share a database, their branches and their queues."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from ontogeny.printable import to_printable
 from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
+    from ontogeny.server.processes.membership import ServerProcess
     from ontogeny.server.processes.status import Computation, ProcessStatus
 
 HEADINGS = ("process", "name", "address", "since", "running", "waiting", "branches", "to learn", "lag")
@@ -30,6 +31,7 @@ def show_status(
 
     Example: ontogeny deployments status --database-url postgresql://ontogeny@localhost/ontogeny
     """
+    from ontogeny.server.processes.options import group_options
     from ontogeny.server.processes.status import list_computations, read_status
 
     with open_store(state_dir, database_url, read_only=True) as store:
@@ -38,7 +40,7 @@ def show_status(
         computations = list_computations(store) if is_shared else []
     if as_json:
         processes = [
-            (status.process._asdict() if status.process else {"number": None})
+            (_to_record(status.process) if status.process else {"number": None})
             | {"num_branches": status.num_branches, "num_pending": status.num_pending, "lag": status.lag}
             for status in statuses
         ]
@@ -48,6 +50,9 @@ def show_status(
     print_table([_describe(status) for status in statuses], HEADINGS)
     if not is_shared:
         typer.echo("only processes that share a PostgreSQL database are listed; a server with SQLite is not")
+    for option, groups in group_options([status.process for status in statuses if status.process]).items():
+        parts = [f"{chosen} at {', '.join(map(str, numbers))}" for chosen, numbers in groups.items()]
+        typer.echo(to_printable(f"processes have different options: {option} is {'; '.join(parts)}"))
     for computation in computations:
         typer.echo(to_printable(_describe_computation(computation)))
     for branch in waiting:
@@ -56,6 +61,11 @@ def show_status(
         typer.echo(
             f"{branch.branch} ({owner}): {pluralize(branch.num_pending, 'example')} to learn, the oldest from {oldest}"
         )
+
+
+def _to_record(process: "ServerProcess") -> dict[str, Any]:
+    """The fields of a process for JSON."""
+    return process._asdict() | {"options": json.loads(process.options)}
 
 
 def _describe_computation(computation: "Computation") -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -29,6 +29,7 @@ from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
 from ontogeny.server.learning.snapshots import LoadedVersion
+from ontogeny.server.processes import options
 from ontogeny.server.processes.identity import describe_computation
 from ontogeny.server.processes.membership import Membership
 from ontogeny.server.processes.ownership import BranchOwnership, SoleOwnership
@@ -41,6 +42,7 @@ from ontogeny.stages.session import AgentSession
 
 # Of the versions in memory, by default: a process that stops writes those that have learned, some 10 ms for each.
 MIN_LOADED, MAX_LOADED = 8, 128
+ONLINE, FROZEN = "online", "frozen"  # the modes of a deployment
 LOADED_SHARE = 1 / 8  # of the memory that is available at the start
 
 
@@ -66,6 +68,7 @@ class LanguageDeployment:
         membership: This process among those that share the database, if several can.
 
     Attributes:
+        options: What other processes compare; see `processes.options`.
         on_erased: Called with erased examples, whichever process has erased them.
 
     Raises:
@@ -94,6 +97,10 @@ class LanguageDeployment:
         )
         self.digest = weight_types.digest(model.weights)
         self._checksum = weight_types.checksum(model.config, model.weights)
+        self.options: dict[str, Any] = {
+            "mode": ONLINE if config.online else FROZEN, "checkpoint": checkpoint_name,
+            "digest": self.digest[: options.DIGEST_LENGTH], "max_context": self.engine.max_sequence_length,
+        }  # fmt: skip
         self.learning: str | None = None  # what learns, in words
         self.branches: BranchManager | None = None
         if config.online:
@@ -102,6 +109,9 @@ class LanguageDeployment:
                 name, model, store, config, ownership, self.engine.applies_adapters
             )
             self.learning = default_config.describe_choice(online_config, trees.num_elements(model.weights))
+            self.options |= {"shared_branch": config.shared_branch, "max_forgetting": config.max_forgetting}
+        else:
+            self.options["weights"] = config.weights
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         self.on_erased: Callable[[Collection[TrainingExample]], None] = lambda examples: None
         if self.branches is not None:
@@ -228,6 +238,9 @@ class AgentDeployment:
         session = AgentSession(agent.saved_agent, online=config.online)
         self.sessions = AgentSessions(name, session, store, max_waiting=config.max_queue)
         self.digest = self.sessions.digest
+        self.options: dict[str, Any] = {
+            "mode": ONLINE if config.online else FROZEN, "digest": self.digest[: options.DIGEST_LENGTH],
+        }  # fmt: skip
         self.failure: str | None = None
         self.learning_failure = None  # a session learns while it is called
         self.queues = self.sessions.queues

@@ -23,6 +23,7 @@ from ontogeny.server.deployment_kinds import AgentDeployment, Deployment, Langua
 from ontogeny.server.learning import journal, snapshots
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.loading import BranchUnavailable
+from ontogeny.server.processes import options
 from ontogeny.server.processes.identity import describe_computation
 from ontogeny.server.processes.membership import Load, Membership
 from ontogeny.server.processes.transfers import BranchTransfers
@@ -75,7 +76,6 @@ class Deployments:
                 save=lambda name: self._find_branches(name).loader.save(name),
                 load=lambda name: self._find_branches(name).loader.load(name),
             )
-        quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
         self.on_started: Callable[[], None] = lambda: None
@@ -89,6 +89,7 @@ class Deployments:
         first = 0.0 if store.is_shared else COLLECTION_INTERVAL
         self._collection = BackgroundThread("unused snapshots", self._delete_unused, delay=first)
         self._stopping, self._is_handed_over = threading.Event(), False
+        self._compared: int | None = None  # the newest process with whose options those of this one were compared
         self._start_ended, self._url = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
@@ -118,6 +119,8 @@ class Deployments:
                 self.by_name[name] = LanguageDeployment(
                     name, model, store, own_config, checkpoint_name, self.membership
                 )
+        self._compare_options()
+        quotas.set_default_limits(store, config)
 
     def start(self, url: str = "") -> None:
         """Starts the deployments in the background; `ready` is set when all of them can answer.
@@ -224,7 +227,35 @@ class Deployments:
                     with errors:
                         task()
                     times[i] = time.monotonic() + interval
+            self._check_options()
             self._check_available()
+
+    def _compare_options(self) -> None:
+        """Compares the options of this process with those of the ones that share the database, before it starts.
+
+        Raises:
+            BadInput: Another process has options with which this one would break a promise.
+        """
+        if self.membership is None:
+            return
+        deployments = {name: deployment.options for name, deployment in self.by_name.items()}
+        self.membership.options = options.describe_options(self.config, deployments)
+        processes = self.membership.list_earlier()
+        if (conflict := options.find_conflict(self.membership.options, processes)) is not None:
+            raise conflict
+        if (warning := options.describe_differences(self.membership.options, processes)) is not None:
+            log.warning("%s", warning)
+
+    def _check_options(self) -> None:
+        """Raises `BadInput` if an earlier process, which was not there at the start, has such options; see above."""
+        if self.membership is None or self.membership.newest_differing == self._compared:
+            return
+        newest = self.membership.newest_differing
+        with contextlib.suppress(StorageUnavailable):  # it is tried again
+            conflict = options.find_conflict(self.membership.options, self.membership.list_earlier())
+            self._compared = newest
+            if conflict is not None:
+                raise conflict
 
     def _report_load(self) -> None:
         """Tells the learners whether requests are being answered."""

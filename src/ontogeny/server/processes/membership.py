@@ -9,10 +9,11 @@ Two things together keep a former owner from doing harm: statements that write a
 an answer begins only while the lease is valid.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ontogeny import __version__
 from ontogeny.errors import StorageUnavailable
@@ -31,6 +32,7 @@ OWNER_IS_ALIVE = f"EXISTS (SELECT 1 FROM processes WHERE processes.number = bran
 WITHDRAW_OFFERS = (
     "DELETE FROM offered_branches WHERE branch IN (SELECT branch FROM branches WHERE owner = ?)"  # of a process
 )
+FIRST_NUMBER = "first_number"  # in the options of a process that has registered again
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,14 @@ class ServerProcess(NamedTuple):
     started_at: float  # seconds since 1970
     num_running: int
     num_waiting: int
+    is_leaving: bool  # whether it has been told to stop
+    allow_mixed: bool
+    options: str  # JSON; see `options.describe_options`
+
+    @property
+    def rank(self) -> int:
+        """The number under which it registered first; that of a process that was started later is higher."""
+        return json.loads(self.options).get(FIRST_NUMBER, self.number)
 
 
 class _Renewal(NamedTuple):
@@ -60,6 +70,7 @@ class _Renewal(NamedTuple):
 
     num_expired: int  # processes whose lease has expired
     has_offers: bool  # whether branches are offered to this process
+    newest: int | None  # the highest number of a process, if the options of processes differ
 
 
 class Membership(BranchOwnership):
@@ -72,6 +83,8 @@ class Membership(BranchOwnership):
         find_load: Returns the present load.
 
     Attributes:
+        options: Those with which this process was started; see `options.describe_options`.
+        newest_differing: The highest number of a process while the options of processes differ, otherwise None.
         on_offered: Called after a renewal of the lease while other processes offer branches to this one.
     """
 
@@ -79,6 +92,9 @@ class Membership(BranchOwnership):
         self._store, self._description, self.allow_mixed = store, computed_by, allow_mixed
         self.computed_by = computed_by
         self._find_load = find_load
+        self.options: Mapping[str, Any] = {}
+        self.newest_differing: int | None = None
+        self._first_number: int | None = None
         self.name, self.url = "", ""
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
         self.last_number: int | None = None  # the last number, also after the lease
@@ -174,6 +190,11 @@ class Membership(BranchOwnership):
         query = f"SELECT {', '.join(ServerProcess._fields)} FROM processes WHERE number = ? AND {IS_ALIVE}"
         return self._store.select_one(ServerProcess, query, number)
 
+    def list_earlier(self) -> list[ServerProcess]:
+        """Returns the processes that registered before this one; all of them until this one has registered."""
+        rank, processes = self._first_number, list_processes(self._store)
+        return processes if rank is None else [process for process in processes if process.rank < rank]
+
     def find_successors(self) -> list[ServerProcess]:
         """Returns the other processes that compute bitwise equal weights and have not been told to stop."""
         return [
@@ -195,18 +216,20 @@ class Membership(BranchOwnership):
         """Raises an exception if this process would compute the weights of a branch to other bits.
 
         Raises:
-            OwnedElsewhere: A process exists that would compute them as they are.
+            OwnedElsewhere: A process exists that would compute them as they are, or may own any branch.
             BranchUnavailable: None does.
         """
         recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
         if recorded is None or computes_equally(self._description, recorded) or self.allow_mixed:
             return
-        for process in list_processes(self._store):
-            if computes_equally(process.computed_by, recorded):
-                raise OwnedElsewhere(process.number, process.url)
+        processes = [process for process in list_processes(self._store) if process.number != self.last_number]
+        equal = [process for process in processes if computes_equally(process.computed_by, recorded)]
+        mixed = [process for process in processes if process.allow_mixed and not process.is_leaving]
+        for process in (*equal, *mixed):
+            raise OwnedElsewhere(process.number, process.url)
         reason = (
-            f"the weights of '{branch.branch}' were computed by '{recorded}', and no process of that kind runs; "
-            f"this one computes with '{self.computed_by}' and takes such branches over only with --allow-mixed"
+            f"the weights of '{branch.branch}' were computed by '{recorded}', and no process of that kind runs, nor "
+            f"one with --allow-mixed; this one computes with '{self.computed_by}'"
         )
         if not self._has_warned:
             log.warning("%s (this is the first such branch; see the how-to on many processes)", reason)
@@ -242,20 +265,26 @@ class Membership(BranchOwnership):
                 self._store.process_number = lease[0]
                 if renewal is None or renewal.num_expired:
                     self._end_expired()
-                if renewal is not None and renewal.has_offers:
-                    self.on_offered()
+                if renewal is not None:
+                    self.newest_differing = renewal.newest
+                    if renewal.has_offers:
+                        self.on_offered()
         except StorageUnavailable as error:
             log.info("the lease cannot be renewed at present: %s", error)
         return max(0.0, called_at + RENEWAL_INTERVAL - time.monotonic())
 
     def _register(self) -> int:
         """Adds the record of this process; returns its number."""
-        store: Store = self._store
-        return store.select_value(
-            "INSERT INTO processes (name, url, token, computed_by, program, started_at, renewed_at, expires_at) VALUES "
-            "(?, ?, ?, ?, ?, ?, clock_timestamp(), clock_timestamp() + ? * INTERVAL '1 second') RETURNING number",
-            self.name, self.url, store.database.connection_name, self.computed_by, __version__, time.time(), LEASE,
+        store, rank = self._store, {} if self._first_number is None else {FIRST_NUMBER: self._first_number}
+        number = store.select_value(
+            "INSERT INTO processes (name, url, token, computed_by, program, allow_mixed, options, started_at, "
+            "renewed_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, clock_timestamp(), clock_timestamp() + ? * "
+            "INTERVAL '1 second') RETURNING number",
+            self.name, self.url, store.database.connection_name, self.computed_by, __version__, self.allow_mixed,
+            json.dumps({**self.options, **rank}), time.time(), LEASE,
         )  # fmt: skip
+        self._first_number = self._first_number or number
+        return number
 
     def _renew(self, number: int) -> "_Renewal | None":
         """Extends the lease, unless it has expired."""
@@ -264,7 +293,9 @@ class Membership(BranchOwnership):
             "UPDATE processes SET renewed_at = clock_timestamp(), num_running = ?, num_waiting = ?, "
             f"expires_at = clock_timestamp() + ? * INTERVAL '1 second' WHERE number = ? AND {IS_ALIVE} "
             f"RETURNING (SELECT count(*) FROM processes WHERE NOT {IS_ALIVE}) AS num_expired, "
-            "EXISTS (SELECT 1 FROM offered_branches WHERE process = number) AS has_offers"
+            "EXISTS (SELECT 1 FROM offered_branches WHERE process = number) AS has_offers, "
+            f"(SELECT CASE WHEN count(DISTINCT options::jsonb - '{FIRST_NUMBER}') > 1 THEN max(number) END "
+            f"FROM processes WHERE {IS_ALIVE}) AS newest"
         )
         return self._store.select_one(_Renewal, query, *load, LEASE, number)
 
