@@ -1,4 +1,4 @@
-"""A server's database of format 3, 4 or 5, as earlier versions wrote it."""
+"""A server's database of format 3 to 7, as earlier versions wrote it."""
 
 import contextlib
 import sqlite3
@@ -48,6 +48,7 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 PRAGMA user_version=3;
 """
 
+FROM_8_TO_7 = "DROP TABLE snapshot_store; PRAGMA user_version=7;"
 FROM_7_TO_6 = "DROP INDEX versions_by_file; PRAGMA user_version=6;"
 FROM_6_TO_5 = """
 DROP INDEX branches_to_learn;
@@ -69,7 +70,7 @@ PRAGMA user_version=4;
 
 
 def copy_as_format(source: Path, target: Path, number: int) -> None:
-    """Writes a state folder with a database of format 3 to 6 that has the same rows as the database in `source`."""
+    """Writes a state folder with a database of format 3 to 7 that has the same rows as the database in `source`."""
     if number == 3:
         return copy_as_format_3(source, target)
     target.mkdir()
@@ -78,7 +79,9 @@ def copy_as_format(source: Path, target: Path, number: int) -> None:
         contextlib.closing(sqlite3.connect(target / DATABASE)) as old,
     ):
         current.backup(old)
-        old.executescript(FROM_7_TO_6)
+        old.executescript(FROM_8_TO_7)
+        if number <= 6:
+            old.executescript(FROM_7_TO_6)
         if number <= 5:
             old.executescript(FROM_6_TO_5)
         if number == 4:

@@ -67,7 +67,7 @@ def read_tables(store: Store) -> dict[str, list[str]]:
         return int(field) if isinstance(field, bool) else field
 
     contents = {}
-    for table in schema.TABLES:
+    for table in set(schema.TABLES) - {"snapshot_store"}:
         answer = store.execute(f"SELECT * FROM {table}")
         columns = [column for column in answer.columns if column != "rowid"]
         records = (dict(zip(answer.columns, record, strict=True)) for record in answer)

@@ -140,7 +140,7 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("number", [3, 4, 5])
+@pytest.mark.parametrize("number", [3, 4, 5, 7])
 def test_branches_and_sessions_of_a_database_of_an_earlier_format_answer_as_before(
     branch_learner, branches, model, tmp_path, number
 ):

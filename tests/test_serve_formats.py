@@ -1,4 +1,4 @@
-"""Server files of old formats: a database of format 3 or 4 is converted; all others are rejected and stay untouched."""
+"""Server files of old formats: a database of format 3 or later is converted; others are rejected and stay untouched."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ def test_an_old_database_is_rejected_by_every_command(tmp_path, call_cli):
     shutil.copytree(OLD / "state", state)
     before = digests(state)
     sentence = (
-        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 7. "
+        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 8. "
         "Commit e4ec9bd is the last that reads it.\n"
     )
     for command in (
@@ -77,9 +77,9 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
         store.close()
     newer = Store(tmp_path / "state")
-    newer.execute("PRAGMA user_version=8")
+    newer.execute("PRAGMA user_version=9")
     newer.close()
-    with pytest.raises(BadInput, match="of format 8; this version reads format 7"):
+    with pytest.raises(BadInput, match="of format 9; this version reads format 8"):
         Store(tmp_path / "state")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / DATABASE).write_bytes(b"no database" * 100)
@@ -118,7 +118,7 @@ def all_records(store: Store) -> dict[str, list[tuple[object, ...]]]:
     return {name: [tuple(r) for r in store.execute(f"SELECT {columns[name]} FROM {name}")] for name in columns}
 
 
-@pytest.mark.parametrize("number", [3, 4, 5, 6])
+@pytest.mark.parametrize("number", [3, 4, 5, 6, 7])
 def test_a_database_of_an_earlier_format_is_converted_in_place_and_keeps_everything(tmp_path, number):
     text = write_old_format(tmp_path / "state", number)
     new, store = Store(tmp_path / "new"), Store(tmp_path / "state")
@@ -138,7 +138,7 @@ def test_a_database_of_an_earlier_format_is_converted_in_place_and_keeps_everyth
     assert Store(tmp_path / "state").select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
 
 
-@pytest.mark.parametrize("number", [3, 4, 5, 6])
+@pytest.mark.parametrize("number", [3, 4, 5, 6, 7])
 def test_commands_that_only_read_leave_a_database_of_an_earlier_format_as_it_is(tmp_path, call_cli, number):
     write_old_format(tmp_path / "state", number)
     before = digests(tmp_path / "state")

@@ -1,4 +1,4 @@
-"""Which store of snapshots belongs to a PostgreSQL database: all processes use the same one, however they reach it."""
+"""Which store of snapshots belongs to a database: all processes use the same one, however they reach it."""
 
 import shutil
 import threading
@@ -177,8 +177,38 @@ def test_copies_of_a_folder_with_sqlite_stay_usable(call_cli, tmp_path):
     for name in ("state", "copy"):
         check(tmp_path / name, "")
         assert not (tmp_path / name / "snapshots" / STORE_ID).exists()
-    code, _, error = call_cli("deployments", "use-snapshots", "--state-dir", str(tmp_path / "copy"))
-    assert code == 2 and "a server with SQLite uses any" in error
+    assert call_cli("deployments", "use-snapshots", "--state-dir", str(tmp_path / "copy"))[0] == 0
+    check(tmp_path / "copy", "")
     (tmp_path / "new" / "snapshots").mkdir(parents=True)
     (tmp_path / "new" / "snapshots" / STORE_ID).write_text("0" * 32)  # of a database in PostgreSQL
     check(tmp_path / "new", "")
+
+
+def test_sqlite_with_snapshots_in_s3_is_not_started_without_their_address(s3, call_cli, monkeypatch, tmp_path):
+    for name, text in s3.environment.items():
+        monkeypatch.setenv(name, text)
+    prefix, state = f"s3://snapshots/{tmp_path.name}-sqlite", tmp_path / "state"
+    with Store(state, database_url="", snapshot_url="") as store:
+        store.check_snapshots()
+        keys.create_key(store, "anna")
+        fill(store)
+        files = set(versions.list_snapshots(store))
+    assert call_cli("deployments", "move", str(state), prefix)[0] == 0
+    for arguments in (("serve", str(RUN)), ("deployments", "check"), ("deployments", "repair")):
+        code, output, error = call_cli(*arguments, "--state-dir", str(state))
+        assert (code, output) == (2, "") and error.count("\n") == 1 and "name it with --snapshot-url or" in error
+    with pytest.raises(BadInput, match=f"store of the identity '.*', but .*{prefix}-other.* has none"):
+        check(state, "", f"{prefix}-other")
+    with Store(state, database_url="", snapshot_url=prefix) as store:
+        store.check_snapshots()
+        assert set(versions.list_snapshots(store)) == {file.name for file in store.snapshots.list_files()} == files
+        with store.transaction():  # as a version of the program without the record has left it
+            store.execute("DELETE FROM snapshot_store")
+        store.check_snapshots()
+    with pytest.raises(BadInput, match="whose address is absent"):
+        check(state, "")
+    assert call_cli("deployments", "move", prefix, str(state))[0] == 0
+    check(state, "")
+    assert call_cli("deployments", "move", str(state), prefix)[0] == 0
+    assert call_cli("deployments", "use-snapshots", "--state-dir", str(state))[0] == 0  # they are given up
+    check(state, "")

@@ -221,17 +221,16 @@ def _move_snapshots(source: str, target: str, database_url: str | None) -> None:
         remote.snapshots.check()
         stores = (remote, local) if "://" in source else (local, remote)
         num_snapshots = copy_snapshots(local, *(store.snapshots for store in stores))
-        if local.database.is_shared:
-            adopt_store(local.database, stores[1].snapshots)
+        adopt_store(local.database, stores[1].snapshots)
     typer.echo(f"{pluralize(num_snapshots, 'snapshot')} copied to '{target}'")
 
 
 def use_snapshots(
     state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None, snapshot_url: SnapshotUrl = None
 ) -> None:
-    """Let a PostgreSQL database use another store of snapshots, as after a back-up was restored; no server runs.
+    """Let a database use another store of snapshots, as after a back-up was restored; no server runs.
 
-    The processes of a database use one store, which the first one records; others are refused. Nothing is copied:
+    A database in PostgreSQL, or with snapshots in S3, records its store; servers refuse another one. Nothing is copied:
     `move` copies snapshots. The server computes weights without a snapshot again, except for uploaded ones.
 
     Example: ontogeny deployments use-snapshots --database-url postgresql://ontogeny@localhost/ontogeny

@@ -33,7 +33,7 @@ FORMATS = {
     NEURAL_STUDY: 1,
     SESSION_STATE: 2,
     BRANCH_STATE: 2,
-    SERVER_DATABASE: 7,
+    SERVER_DATABASE: 8,
     CHECKPOINT: 2,  # a pytree: genome, weights or state
     JSON_REPORT: 2,  # what `--out` and `--json` of evaluate and audit write
     AUDIT_HISTORY: 2,  # audits of an agent, one line per begin and end

@@ -15,7 +15,7 @@ from ontogeny.server.snapshot_stores.base import CONTENT_NAME, SnapshotStore, Un
 from ontogeny.server.store import Store
 
 BOOLEANS = {"is_admin", "frozen", "deferred", "deleted"}  # columns that SQLite stores as integers
-COMPUTED = {"storage"}  # tables that triggers fill
+EXCLUDED = {"storage", "snapshot_store"}  # tables that triggers fill, or that are about the source alone
 NUMBERED = ("examples", "decisions", "text_scores")  # tables whose numbers are never used again
 
 
@@ -34,20 +34,21 @@ def copy_state(source: Store, target: Store) -> MovedState:
         target: A store without keys and branches, which no server uses.
 
     Raises:
-        BadInput: The target holds the state of a server, or a snapshot is absent.
+        BadInput: The target holds the state of a server, or a snapshot is absent, or the source uses another store.
     """
     for table in ("keys", "branches", "sessions", "examples"):
         if target.select_value(f"SELECT 1 FROM {table} LIMIT 1") is not None:
             raise BadInput(f"{target.database.label} already holds the state of a server; name another target")
+    identity.check_identity(source.database, source.snapshots)
     num_files = copy_snapshots(source, source.snapshots, target.snapshots)
     counts: dict[str, int] = {}
-    target_id = target.snapshots.require_id() if target.database.is_shared else None
+    is_beside = identity.is_beside(target.database, target.snapshots)
+    target_id = None if is_beside else target.snapshots.require_id()
     with source.read_transaction(), target.transaction():
         for table in schema.TABLES:
-            if table not in COMPUTED:
+            if table not in EXCLUDED:
                 counts[table] = _copy_table(source, target, table)
-        if target_id is not None:
-            identity.record_identity(target.database, target_id)
+        identity.record_identity(target.database, target_id)
         for table in NUMBERED:
             target.database.reserve_numbers(table, source.database.last_number(table))
     broken = [fault for fault in relations.find_broken(target) if fault not in relations.find_broken(source)]

@@ -50,6 +50,7 @@ LAYOUTS = (  # `storage` is not among them: triggers write it
     TableLayout("unfinished_erasures"),
     TableLayout("learned_requests"),
     TableLayout("default_limits"),
+    TableLayout("snapshot_store"),
     TableLayout("sessions", ("id",), is_text=True),
 )
 

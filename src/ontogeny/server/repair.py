@@ -133,6 +133,7 @@ def repair_state(
             Store(folder, create=False, database_url=database_url, snapshot_url=snapshot_url) as store,
             store.database.lock_server(exclusive=True),
         ):
+            identity.check_identity(store.database, store.snapshots)
             if any(loss == LOST_RECORDS.format("keys") for loss in losses) and not keys.has_keys(store):
                 keys.revoke_key(store, keys.create_key(store, "lost keys")[0].id)
                 actions.append("no key could be recovered, so every request is refused until you create keys")

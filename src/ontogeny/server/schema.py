@@ -117,12 +117,16 @@ CREATE INDEX decisions_of_erasures ON decisions (number) WHERE kind = 'erased';
 """
 # The index that format 7 added, which finds unused files.
 FILES = "CREATE INDEX IF NOT EXISTS versions_by_file ON versions (snapshot) WHERE snapshot IS NOT NULL;"
+# The table that format 8 added: the S3-compatible store of the snapshots. There is no record of a folder.
+SNAPSHOT_STORE = """
+CREATE TABLE snapshot_store (id TEXT NOT NULL);
+"""
 # Finds the last example of every branch.
 UPDATE_NEWEST_EXAMPLES = """
 UPDATE branches SET newest_example =
     coalesce((SELECT max(number) FROM examples WHERE examples.branch = branches.branch), 0);
 """
-TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES + OWNERSHIP + FILES
+TABLE_STATEMENTS = SCHEMA + ADDED_TABLES + TEXT_SCORES + OWNERSHIP + FILES + SNAPSHOT_STORE
 TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", TABLE_STATEMENTS))
 # Finds for every version the one without a parent from which it descends.
 UPDATE_ROOTS = """
@@ -136,7 +140,7 @@ WITH RECURSIVE paths (branch, number, root) AS (
 # From format 3 to 4: limits of storage per key, what each key stores, the last request of each session, and the
 # restored versions from which others descend. From format 4 to 5: the share of its step by which each text was learned,
 # and the scores of texts; before, every text was learned as a whole or not at all. From format 5 to 6: see
-# `OWNERSHIP`; from format 6 to 7: `FILES`.
+# `OWNERSHIP`; from format 6 to 7: `FILES`; from format 7 to 8: `SNAPSHOT_STORE`.
 CONVERSIONS = {
     3: """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
@@ -164,6 +168,7 @@ UPDATE decisions SET share = (kind = 'learned') WHERE kind IN ('learned', 'rejec
     + TEXT_SCORES,
     5: OWNERSHIP + UPDATE_NEWEST_EXAMPLES,
     6: FILES,
+    7: SNAPSHOT_STORE,
 }
 
 
