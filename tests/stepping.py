@@ -2,7 +2,7 @@
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from ontogeny import trees
 from ontogeny.content.transformer import Norm, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm.adapters import AdaptedWeights
+from ontogeny.server.databases.base import QueryResult, Statement
 from ontogeny.server.learning.acceptance import Pause, do_not_pause
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import delete_unused
@@ -95,10 +96,12 @@ class SteppedStore(Store):
     """A store that has a checkpoint before every transaction, and before every statement outside of one."""
 
     @contextmanager
-    def transaction(self, scope: str | None = None) -> Iterator[None]:
+    def transaction(
+        self, scope: str | None = None, statements: Sequence[Statement] = ()
+    ) -> Iterator[list[QueryResult]]:
         checkpoint()
-        with super().transaction(scope):
-            yield
+        with super().transaction(scope, statements) as results:
+            yield results
 
     @contextmanager
     def read_transaction(self) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ontogeny.server.learning import branch_changes, journal
+from ontogeny.server.learning import branch_changes, journal, repeats
 from ontogeny.server.learning.journal import BranchLost
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
 NAME = "story/anna"
@@ -56,3 +57,15 @@ def test_the_statement_itself_compares_the_fence(store):
     with store.transaction(NAME):
         journal.fenced_update(store, NAME, before.fence + 1, last_decided=1)
     assert journal.get_branch(store, NAME).last_decided == 1
+
+
+def test_a_frozen_branch_adds_nothing_but_knows_the_requests_of_before(store):
+    requests = [RequestIdentity(digest, digest, 0, 0.0) for digest in ("first", "second")]
+    journal.open_branch(store, "story", "bob", "a" * 64, "b" * 64, 1.0)
+    number = journal.add_example(store, NAME, "anna", "another text", requests[0], fence=0)
+    branch_changes.set_frozen(store, "story", True, "test")
+    records = read_all(store)
+    assert journal.add_example(store, NAME, "anna", "another text", requests[0], fence=0) == number
+    for name in (NAME, "story/bob"):
+        assert journal.add_example(store, name, "anna", "another text", requests[1], fence=0) is None
+    assert read_all(store) == records and repeats.find_record(store, "anna", requests[1]) is None

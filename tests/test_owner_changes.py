@@ -83,7 +83,7 @@ def test_a_slow_database_does_not_hold_up_the_search_for_weights_in_memory(branc
         return read(store, name)
 
     monkeypatch.setattr(loading.journal, "get_branch", read_slowly)
-    work = threading.Thread(target=branches.loader.replace, args=(loaded, loaded))
+    work = threading.Thread(target=branches.loader.replace, args=(loaded, loaded, -1))
     work.start()
     reached.wait(LONG)
     search = threading.Thread(target=branches.loader.find, args=(branch,))  # as on the event loop

@@ -12,26 +12,30 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import event
 
 from local_postgres import find_program
 from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.server import deployments, keys, migrations, quotas, relations, schema
+from ontogeny.server.databases import postgres
+from ontogeny.server.databases.base import Statement
 from ontogeny.server.databases.postgres import GROWN_TABLES
 from ontogeny.server.learning import branch_changes, journal, learning_loop, versions
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.config import BranchConfig
+from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.moving import copy_state
 from ontogeny.server.processes import membership
 from ontogeny.server.processes.membership import RENEWAL_INTERVAL, Load, Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 from stepping import fake_learner
 
 IS_REQUIRED = bool(os.environ.get("ONTOGENY_REQUIRE_POSTGRES"))  # set by `.ci/run`: absent programs are a failure
 IS_ABSENT = find_program("initdb") is None and not IS_REQUIRED
 pytestmark = [pytest.mark.sqlite, pytest.mark.skipif(IS_ABSENT, reason="PostgreSQL is not installed")]
+DIVISION = Statement("SELECT 1 / ?", (0,))
 TEXTS = ["A lamp.", "A bell \0 under water.", "Ein Schiff aus Glas, 𝄞.", "A letter to the sea."]
 
 
@@ -316,10 +320,50 @@ def test_the_statistics_of_the_database_contain_no_texts(store):
     assert [store.select_value(query, column) for column in ("number", "text")] == [1, 0]
 
 
-def test_an_idle_process_sends_less_than_five_statements_per_second(store):
+def list_messages(monkeypatch):
+    """A list to which every message to PostgreSQL is added; the answer to each is waited for."""
+    messages = []
+
+    def record(name):
+        send = getattr(postgres, name)
+        monkeypatch.setattr(postgres, name, lambda *arguments: (messages.append(arguments[1]), send(*arguments))[1])
+
+    for name in ("run", "run_together", "run_as_text"):
+        record(name)
+    return messages
+
+
+def test_teaching_a_text_takes_three_messages_and_learning_it_four(store, monkeypatch):
+    """Each wait for an answer costs the thread its turn; the last message of both is COMMIT."""
+    member = Membership(store, "test", allow_mixed=False, find_load=lambda: Load(0, 0))
+    branches, intake = BranchManager(store, "story", fake_learner(), ownership=member), ExampleIntake(store)
+    member._keep_lease()
+    branches.add_example("anna", "anna", "a first text")
+    assert branches.learn_next()
+    messages = list_messages(monkeypatch)
+    number = intake.add_text(branches, "anna", "a text", RequestIdentity("digest", None, 0, 0.0))
+    assert len(messages) == 3 and messages[-1] == "COMMIT"
+    messages.clear()
+    assert branches.learn_next()
+    assert len(messages) == 4 and messages[-1] == "COMMIT"
+    (score,) = store.execute("SELECT num_texts, total_bytes FROM text_scores WHERE example = ?", number)
+    assert branches.current("anna").version.number == 2 and score[0] == 2
+    member.leave()
+
+
+def test_no_statement_of_a_message_takes_effect_if_one_fails(store):
+    addition = Statement("INSERT INTO usage VALUES (?, 'story', '2026-01-01', 1, 1, 1)", ("anna",))
+    for _ in range(8):  # psycopg prepares a statement at its sixth use
+        with pytest.raises(psycopg.errors.DivisionByZero), store.transaction("anna", [addition, DIVISION, addition]):
+            pass
+        assert store.select_values("SELECT key FROM usage") == []
+    with store.transaction("anna", [addition, Statement("SELECT key FROM usage")]) as (added, keys_of_usage):
+        assert added.rowcount == 1 and keys_of_usage == [("anna",)]
+
+
+def test_an_idle_process_sends_less_than_five_statements_per_second(store, monkeypatch):
     """Each statement outside of a transaction is a transaction of its own."""
-    statements = list[str]()
-    event.listen(store.database._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    messages = list_messages(monkeypatch)
     member = Membership(store, "test", allow_mixed=False, find_load=lambda: Load(0, 0))
     branches = BranchManager(store, "story", fake_learner(), ownership=member)
     member._keep_lease()  # which registers the process
@@ -332,10 +376,10 @@ def test_an_idle_process_sends_less_than_five_statements_per_second(store):
     }
     rate = 0.0
     for work, interval in repeated.items():
-        statements.clear()
+        messages.clear()
         work()
-        assert len(statements) == 1
-        rate += len(statements) / interval
+        assert len(messages) == 1
+        rate += len(messages) / interval
     assert rate <= 5
     member.leave()
 

@@ -79,7 +79,7 @@ READS = {
     "last decisions": lambda store: journal.list_recent_decisions(store, NAME, 20),
     "pending examples": lambda store: journal.num_pending(store, journal.get_branch(store, NAME)),
     "pending examples of all": lambda store: listing.num_pending_of_deployment(store, "story"),
-    "next example": lambda store: journal.find_next_example(store, journal.get_branch(store, NAME)),
+    "next example": lambda store: journal.read_task(store, NAME),
     "examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE),
     "last examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE._replace(is_descending=True)),
     "middle examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE._replace(after=500)),

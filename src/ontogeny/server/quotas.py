@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server.config import ServerConfig
+from ontogeny.server.databases.base import QueryResult, Statement
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
@@ -76,10 +77,23 @@ def set_default_limits(store: Store, config: ServerConfig) -> None:
 
 def get_storage(store: Store, key: str) -> KeyStorage:
     """Returns what the key of this id stores, and its limits."""
+    return read_storage(store, key, [store.run(statement) for statement in storage_statements(store, key)])
+
+
+def storage_statements(store: Store, key: str) -> list[Statement]:
+    """The statements that read what the key of this id stores, for `read_storage`."""
     join, hint = store.database.ordered_join, store.database.index_hint("versions_with_snapshot")
-    (record,) = store.execute(STORAGE.format(join=join), key, key, key, key)
+    return [
+        Statement(STORAGE.format(join=join), (key, key, key, key)),
+        Statement(UPLOADED_STATES.format(join=join, hint=hint), (key,)),
+    ]
+
+
+def read_storage(store: Store, key: str, results: Sequence[QueryResult]) -> KeyStorage:
+    """Converts the results of `storage_statements`."""
+    (record,), files = results
     num_sessions, num_bytes, num_pending = record[6:]
-    for file in store.select_values(UPLOADED_STATES.format(join=join, hint=hint), key):
+    for (file,) in files:
         with contextlib.suppress(StorageUnavailable):  # only for files of earlier versions, whose names lack the size
             num_bytes += store.snapshots.num_bytes(file)
     return KeyStorage(
@@ -105,7 +119,11 @@ def check(store: Store, key: str, *quotas: Quota) -> None:
         key: The id of the key.
         quotas: The quotas of which a part was added.
     """
-    storage = get_storage(store, key)
+    check_storage(get_storage(store, key), *quotas)
+
+
+def check_storage(storage: KeyStorage, *quotas: Quota) -> None:
+    """Raises `QuotaExceeded` if a key stores more than it may; see `check`."""
     for quota in quotas:
         number, limit = getattr(storage, f"num_{quota}"), getattr(storage, f"max_{quota}")
         if number > limit:

@@ -9,7 +9,7 @@ module does not depend on models or on HTTP.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from ontogeny.errors import BadInput, StorageDamaged
 from ontogeny.optional_packages import import_optional
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import refuse_run_folder
-from ontogeny.server.databases.base import Database, QueryResult
+from ontogeny.server.databases.base import Database, QueryResult, Statement
 from ontogeny.server.databases.sqlite import DATABASE, OWNER_FOLDER, SQLiteDatabase
 from ontogeny.server.snapshot_stores import identity
 from ontogeny.server.snapshot_stores.base import SnapshotStore
@@ -98,18 +98,21 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def transaction(self, scope: str | None = None) -> Generator[None]:
+    def transaction(
+        self, scope: str | None = None, statements: Sequence[Statement] = ()
+    ) -> Generator[list[QueryResult]]:
         """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
 
         Args:
             scope: The branch or session that is written, or None; see `Database.transaction`.
+            statements: The first statements of the transaction, whose results the context has; see there.
 
         Raises:
             StorageUnavailable: The database cannot be used at present; nothing was changed.
             StorageDamaged: The database is known to be damaged.
         """
-        with self.database.transaction(scope):
-            yield
+        with self.database.transaction(scope, statements) as results:
+            yield results
 
     @contextlib.contextmanager
     def read_transaction(self) -> Generator[None]:
@@ -119,9 +122,12 @@ class Store:
 
     def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
         """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
+        return self.read_records(kind, self.execute(query, *parameters))
+
+    def read_records(self, kind: type[Record], records: QueryResult) -> list[Record]:
+        """Converts the result of a statement whose columns are the fields of the NamedTuple `kind`."""
         create: Any = kind
         annotations = kind.__annotations__
-        records = self.execute(query, *parameters)
         converters = [_converter(annotations[column]) for column in records.columns]
         return [
             create(**{
@@ -146,6 +152,10 @@ class Store:
     def execute(self, query: str, *parameters: Any) -> QueryResult:
         """Runs a statement and returns its whole result; a statement that writes must be in a `transaction`."""
         return self.database.execute(query, parameters)
+
+    def run(self, statement: Statement) -> QueryResult:
+        """Runs a statement like `execute`."""
+        return self.execute(statement.query, *statement.parameters)
 
     def insert(self, table: str, record: tuple[Any, ...]) -> None:
         """Adds a record whose fields are the columns of a table; must be called in a `transaction`."""

@@ -110,10 +110,12 @@ class BoundedConnection(psycopg.Connection[Any]):
     Attributes:
         availability: See `Availability`.
         max_wait: Seconds until a statement is given up, and the connection is closed.
+        opened_at: The time (`time.monotonic`) at which the connection was opened.
     """
 
     availability: Availability | None = None
     max_wait = float("inf")
+    opened_at = 0.0
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Waits for the answer to a statement; raises `NoAnswer` if it does not come in time."""

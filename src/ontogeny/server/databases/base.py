@@ -8,7 +8,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import CursorResult
 
@@ -17,6 +17,13 @@ from ontogeny.errors import StorageDamaged
 MAX_CONNECTIONS = 8  # of one process
 MAX_PROBE_TIME = 2.0  # seconds in which a database that can be reached answers the simplest statement
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
+
+
+class Statement(NamedTuple):
+    """A statement and its parameters."""
+
+    query: str
+    parameters: tuple[Any, ...] = ()
 
 
 class QueryResult(list[tuple[Any, ...]]):
@@ -63,12 +70,19 @@ class Database(ABC):
     share_lock: str
 
     @abstractmethod
-    def transaction(self, scope: str | None = None) -> AbstractContextManager[None]:
+    def transaction(
+        self, scope: str | None = None, statements: Sequence[Statement] = ()
+    ) -> AbstractContextManager[list[QueryResult]]:
         """Opens an atomic write of this thread that excludes other writers and is durable when the context is left.
 
         Args:
             scope: The branch or session that is written, or None. A transaction without a scope excludes all others;
                 one with a scope may run at the same time as those of other scopes.
+            statements: The first statements of the transaction. PostgreSQL receives them in one message with its
+                beginning, so that the time for one answer passes instead of one for each.
+
+        Returns:
+            A context with the results of `statements`.
 
         Raises:
             StorageUnavailable: The database cannot be used at present; nothing was changed.

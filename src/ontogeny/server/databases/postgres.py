@@ -4,7 +4,8 @@ A transaction is durable when it is committed (`synchronous_commit=on`). One wit
 excludes all others, so that it may read and write anything. One with a scope shares that lock, and takes another one
 that excludes the same scope. A server that does not answer in the middle of a transaction loses its connection, so that
 it cannot hold up the others. Every failure of the connection is a `StorageUnavailable`, after which the database can be
-used as before. `availability` says how long a call waits for a database that does not answer.
+used as before. `availability` says how long a call waits for a database that does not answer, and `statements` how
+statements are sent.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import psycopg
@@ -26,8 +26,17 @@ from sqlalchemy import Connection, event, exc
 from ontogeny.errors import BadInput, CommitUnknown, StorageDamaged, StorageUnavailable
 from ontogeny.server import migrations, schema
 from ontogeny.server.databases.availability import Availability, BoundedConnection
-from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_PROBE_TIME, MAX_WAIT, Database, QueryResult
+from ontogeny.server.databases.base import (
+    MAX_CONNECTIONS,
+    MAX_PROBE_TIME,
+    MAX_WAIT,
+    Database,
+    QueryResult,
+    Statement,
+)
+from ontogeny.server.databases.statements import Driver, is_of_storage, message_of, run, run_as_text, run_together
 
+IDLE = psycopg.pq.TransactionStatus.IDLE
 WRITER, SERVER = 0x6F6E7401, 0x6F6E7402  # classes of advisory locks
 CONNECTION_SETTINGS = {
     "connect_timeout": 5,  # seconds
@@ -61,17 +70,6 @@ TABLE_CHECK = "SELECT max(version_num), {} FROM alembic_version".format(
 log = logging.getLogger(__name__)
 
 
-@cache
-def _translate(query: str) -> str:
-    """A query with the parameters of psycopg."""
-    return query.replace("%", "%%").replace("?", "%s")
-
-
-def _to_parameter(parameter: Any) -> Any:
-    """A text without the character that PostgreSQL cannot store; no name or id that is stored contains it."""
-    return parameter.replace("\0", "\ufffd") if isinstance(parameter, str) else parameter
-
-
 class PostgresDatabase(Database):
     """A database of a PostgreSQL server, in the first schema of its search path.
 
@@ -103,12 +101,14 @@ class PostgresDatabase(Database):
         self._engine = sqlalchemy.create_engine(
             url, pool_size=MAX_CONNECTIONS + NUM_RESERVED, max_overflow=0, pool_timeout=MAX_WAIT, pool_use_lifo=True,
             connect_args=CONNECTION_SETTINGS | {"application_name": self.connection_name}, isolation_level="AUTOCOMMIT",
+            pool_reset_on_return=None,  # `_connect` discards a connection that is in a transaction
         )  # fmt: skip
         weakref.finalize(self, self._engine.dispose)
         self._availability = Availability(self.label, self._probe)
         event.listen(self._engine, "do_connect", self._open_connection)
         event.listen(self._engine, "connect", self._prepare_session)
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
+        self._lost_at = 0.0  # when a connection was lost last; earlier ones may be lost, too
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._writers = threading.BoundedSemaphore(MAX_WRITERS)  # so that waiting writers use few connections
         try:
@@ -117,7 +117,9 @@ class PostgresDatabase(Database):
             raise BadInput(str(error)) from None
 
     @contextlib.contextmanager
-    def transaction(self, scope: str | None = None) -> Iterator[None]:
+    def transaction(
+        self, scope: str | None = None, statements: Sequence[Statement] = ()
+    ) -> Iterator[list[QueryResult]]:
         """Opens an atomic write; see `Database`."""
         if self.damage is not None:
             raise StorageDamaged(self.damage)
@@ -125,8 +127,8 @@ class PostgresDatabase(Database):
         if not self._writers.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"{self.label} is locked")
         try:
-            with self._open_transaction(_begin(scope)):
-                yield
+            with self._open_transaction(_begin(scope), statements) as results:
+                yield results
         finally:
             self._writers.release()
 
@@ -134,7 +136,7 @@ class PostgresDatabase(Database):
     def read_transaction(self) -> Iterator[None]:
         """Lets all queries read the same state; see `Database`."""
         assert not self.in_transaction, "a transaction cannot contain another one"
-        with self._open_transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+        with self._open_transaction([Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")]):
             yield
 
     def bound_waits(self) -> None:
@@ -163,11 +165,10 @@ class PostgresDatabase(Database):
     def execute(self, query: str, parameters: Sequence[Any]) -> QueryResult:
         """Runs a statement; see `Database`."""
         with self._storage_errors(), contextlib.ExitStack() as stack:
-            connection = getattr(self._thread_local, "connection", None)
-            if connection is None:
-                connection = stack.enter_context(self._connect())
-            arguments = tuple(map(_to_parameter, parameters))
-            return QueryResult.from_cursor(connection.exec_driver_sql(_translate(query), arguments))
+            driver = getattr(self._thread_local, "driver", None)
+            if driver is None:
+                driver = _driver_of(stack.enter_context(self._connect()))
+            return run(driver, query, parameters)
 
     def index_hint(self, index: str) -> str:
         """Nothing: PostgreSQL chooses by its statistics."""
@@ -191,9 +192,9 @@ class PostgresDatabase(Database):
         """Checks that all tables exist and have the current format; see `Database`."""
         try:
             with self._storage_errors(), self._connect() as connection:
-                number = connection.exec_driver_sql(TABLE_CHECK).one()[0]
-        except exc.ProgrammingError as error:
-            raise self.note_damage(_message_of(error)) from None
+                number = run(_driver_of(connection), TABLE_CHECK)[0][0]
+        except psycopg.ProgrammingError as error:
+            raise self.note_damage(message_of(error)) from None
         if number != migrations.current_format():
             raise self.note_damage(f"the format of its tables has changed to {number}")
 
@@ -265,30 +266,33 @@ class PostgresDatabase(Database):
                 migrations.upgrade(connection)
 
     @contextlib.contextmanager
-    def _open_transaction(self, begin: str) -> Generator[Connection]:
+    def _open_transaction(
+        self, begin: Sequence[Statement], statements: Sequence[Statement] = ()
+    ) -> Generator[list[QueryResult]]:
         """Runs the statements of this thread between `begin` and COMMIT, or ROLLBACK after an error."""
         with self._storage_errors(), self._connect() as connection:
-            connection.exec_driver_sql(begin)
-            self._thread_local.connection = connection
+            driver = _driver_of(connection)
             try:
-                yield connection
-                self._commit(connection)
+                results = run_together(driver, [*begin, *statements]) if statements else run_as_text(driver, begin)
+                self._thread_local.connection, self._thread_local.driver = connection, driver
+                yield results[len(begin) :]
+                self._commit(driver)
             except BaseException:
-                if not connection.invalidated:
-                    with contextlib.suppress(exc.DBAPIError):
-                        connection.exec_driver_sql("ROLLBACK")
+                if not driver.closed:
+                    with contextlib.suppress(psycopg.Error):
+                        run(driver, "ROLLBACK")
                 raise
             finally:
-                self._thread_local.connection = None
+                self._thread_local.connection = self._thread_local.driver = None
 
-    def _commit(self, connection: Connection) -> None:
+    def _commit(self, driver: Driver) -> None:
         """Ends a transaction; raises `CommitUnknown` if the connection is lost before the answer."""
         try:
-            connection.exec_driver_sql("COMMIT")
-        except exc.DBAPIError as error:
-            if not error.connection_invalidated:
+            run(driver, "COMMIT")
+        except psycopg.Error as error:
+            if not driver.closed:
                 raise
-            raise CommitUnknown(f"{self.label} has not confirmed a transaction: {_message_of(error)}") from error
+            raise CommitUnknown(f"{self.label} has not confirmed a transaction: {message_of(error)}") from error
 
     @contextlib.contextmanager
     def _connect(self) -> Generator[Connection]:
@@ -300,13 +304,19 @@ class PostgresDatabase(Database):
         try:
             self._availability.check()  # again, after the wait for a place
             with self._engine.connect() as connection:
-                driver: Any = connection.connection.driver_connection
-                if driver.closed or not _is_alive(driver):
+                driver = _driver_of(connection)
+                if driver.closed or driver.opened_at <= self._lost_at or not _is_alive(driver):
                     connection.invalidate()
-                    driver = connection.connection.driver_connection
+                    driver = _driver_of(connection)
                 if self._availability.is_watched:
                     driver.max_wait = MAX_STATEMENT_TIME if max_wait is None else max_wait
-                yield connection
+                try:
+                    yield connection
+                finally:
+                    if driver.closed:
+                        self._lost_at = time.monotonic()
+                    if driver.closed or driver.info.transaction_status != IDLE:
+                        connection.invalidate()
         finally:
             if max_wait is None:
                 self._places.release()
@@ -320,7 +330,7 @@ class PostgresDatabase(Database):
         except psycopg.OperationalError as error:
             self._availability.note_failure(error)
             raise
-        connection.availability = self._availability
+        connection.availability, connection.opened_at = self._availability, time.monotonic()
         return connection
 
     def _prepare_session(self, driver: Any, _: Any) -> None:
@@ -333,19 +343,18 @@ class PostgresDatabase(Database):
     def _probe(self) -> None:
         """Sends a statement through a connection that no request can occupy."""
         with self.reserved_connection(), self._connect() as connection:
-            connection.exec_driver_sql("SELECT 1")
+            run(_driver_of(connection), "SELECT 1")
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
         """Converts the errors of PostgreSQL that are no mistakes in a statement to `StorageUnavailable`."""
         try:
             yield
-        except exc.DBAPIError as error:
-            is_of_storage = isinstance(error, exc.OperationalError | exc.InterfaceError)
-            is_replica = isinstance(error.orig, psycopg.errors.ReadOnlySqlTransaction)
-            if not (is_of_storage or is_replica or error.connection_invalidated):
+        except (psycopg.Error, exc.DBAPIError) as error:
+            cause = error.orig if isinstance(error, exc.DBAPIError) else error
+            if not isinstance(cause, psycopg.Error) or not is_of_storage(cause):
                 raise
-            raise StorageUnavailable(f"{self.label} cannot be used: {_message_of(error)}") from error
+            raise StorageUnavailable(f"{self.label} cannot be used: {message_of(cause)}") from error
         except exc.PendingRollbackError as error:
             raise StorageUnavailable(f"{self.label} cannot be used: the connection was lost") from error
         except exc.TimeoutError as error:
@@ -372,13 +381,21 @@ def _digest(scope: str) -> int:
     return int.from_bytes(hashlib.sha256(scope.encode("utf-8", "surrogatepass")).digest()[:8], signed=True)
 
 
-def _begin(scope: str | None) -> str:
-    """The statements that open a transaction and take its locks, which are sent together."""
-    shared = "" if scope is None else "_shared"
-    statements = ["BEGIN", f"SELECT pg_advisory_xact_lock{shared}({WRITER}, hashtext(current_schema()))"]
-    if scope is not None:
-        statements.append(f"SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), {_digest(scope)}))")
-    return "; ".join(statements)
+def _begin(scope: str | None) -> list[Statement]:
+    """The statements that open a transaction and take its locks."""
+    if scope is None:
+        return [Statement("BEGIN"), Statement(f"SELECT pg_advisory_xact_lock({WRITER}, hashtext(current_schema()))")]
+    locks = (
+        f"SELECT pg_advisory_xact_lock_shared({WRITER}, hashtext(current_schema())), "
+        "pg_advisory_xact_lock(hashtextextended(current_schema(), ?))"
+    )
+    return [Statement("BEGIN"), Statement(locks, (_digest(scope),))]
+
+
+def _driver_of(connection: Connection) -> BoundedConnection:
+    """The connection of psycopg."""
+    driver: Any = connection.connection.driver_connection
+    return driver
 
 
 def _is_alive(driver: Any) -> bool:
@@ -386,8 +403,3 @@ def _is_alive(driver: Any) -> bool:
     with POLL_SELECTOR() as selector:
         selector.register(driver.fileno(), selectors.EVENT_READ)
         return not selector.select(0)
-
-
-def _message_of(error: exc.DBAPIError) -> str:
-    """The beginning of PostgreSQL's message."""
-    return (str(error.orig).strip().splitlines() or ["no reason is known"])[0]

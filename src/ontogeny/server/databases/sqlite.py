@@ -23,7 +23,7 @@ from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
 from ontogeny.server import schema
-from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult
+from ontogeny.server.databases.base import MAX_CONNECTIONS, MAX_WAIT, Database, QueryResult, Statement
 from ontogeny.server.snapshot_stores.base import STORE_ID
 
 DATABASE = "ontogeny.sqlite"
@@ -78,7 +78,9 @@ class SQLiteDatabase(Database):
         self._file = status.st_dev, status.st_ino
 
     @contextlib.contextmanager
-    def transaction(self, scope: str | None = None) -> Iterator[None]:
+    def transaction(
+        self, scope: str | None = None, statements: Sequence[Statement] = ()
+    ) -> Iterator[list[QueryResult]]:
         """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left.
 
         Raises:
@@ -93,7 +95,7 @@ class SQLiteDatabase(Database):
             raise StorageUnavailable(f"the database '{self._path}' is locked")
         try:
             with self._open_transaction("BEGIN IMMEDIATE"):
-                yield
+                yield [self.execute(*statement) for statement in statements]
         finally:
             self._write_lock.release()
 

@@ -23,7 +23,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import branch_changes, journal, partial_steps
+from ontogeny.server.learning import branch_changes, journal, partial_steps, repeats
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.branch_changes import ChangeRepeated, ErasedSource
 from ontogeny.server.learning.config import BranchConfig
@@ -184,10 +184,14 @@ class BranchManager:
             text: The text to learn.
             request: The request that sent it.
         """
-        number = self._change_own(
-            owner_key,
-            lambda branch: journal.add_example(self.store, branch.branch, key, text, request, branch.fence),
-        )
+
+        def add(branch: Branch) -> int | None:
+            if branch.frozen:  # the request may be a repetition of one that came before
+                record = None if request is None else repeats.find_record(self.store, key, request)
+                return None if record is None else record.example
+            return journal.add_example(self.store, branch.branch, key, text, request, branch.fence)
+
+        number = self._change_own(owner_key, add)
         self.loop.wake()
         return number
 

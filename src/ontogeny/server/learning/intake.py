@@ -45,8 +45,7 @@ class ExampleIntake:
             QuotaExceeded: The key may not store the text.
         """
         with self._lock_of(key):
-            record = repeats.find_record(self._store, key, request)
-            return branches.add_example(key, key, text, request) if record is None else record.example
+            return branches.add_example(key, key, text, request)
 
     def add_prompt(
         self, branches: BranchManager, key: str, prompt: str, tokenizer: Tokenizer, request: RequestIdentity

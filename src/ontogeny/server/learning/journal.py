@@ -14,20 +14,24 @@ change the same branches. Functions that read more than one record read all of t
 that write compare the branch with the one on which the decision was based.
 """
 
+import contextlib
 import time
 from collections.abc import Collection
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
+from ontogeny.server.databases.base import QueryResult, Statement
 from ontogeny.server.learning import repeats, text_scores, versions
 from ontogeny.server.learning.text_scores import TextScore
 from ontogeny.server.learning.versions import BranchVersion
-from ontogeny.server.request_identity import RequestIdentity
+from ontogeny.server.request_identity import IdempotencyKeyReused, RequestIdentity
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
 SHARED = "shared"
+CURRENT_VERSION = "(SELECT current_version FROM branches WHERE branch = ?)"
+NEWEST_EXAMPLE = "(SELECT newest_example FROM branches WHERE branch = ?)"
 PENDING = f"branch = ? AND number > ? AND {UNDECIDED}"  # the condition of an undecided example
 
 
@@ -64,12 +68,30 @@ class TrainingExample(NamedTuple):
     created_at: float
 
 
+class LearningTask(NamedTuple):
+    """What a branch learns next."""
+
+    branch: Branch
+    example: TrainingExample | None  # the first undecided one; None if there is none or the branch is frozen
+    has_score: bool  # of the example, from an earlier attempt
+
+
 class VersionRecipe(NamedTuple):
     """How the weights of a version are computed, as one transaction read it."""
 
     version: BranchVersion  # the current one of its branch
     base: BranchVersion  # a version whose weights are known: version 0, or one with a snapshot
     texts: list[tuple[str, str | None]]  # to learn after it, in order, each with the `steps` of its version
+
+
+TASK = (
+    f"SELECT {', '.join(f'branches.{column}' for column in Branch._fields)}, "
+    f"{', '.join(f'examples.{column}' for column in TrainingExample._fields)}, "
+    "EXISTS (SELECT 1 FROM text_scores WHERE example = examples.number) "
+    "FROM branches LEFT JOIN examples ON NOT frozen AND examples.number = (SELECT number FROM examples AS pending "
+    f"WHERE branch = branches.branch AND number > last_decided AND {UNDECIDED} ORDER BY number LIMIT 1) "
+    "WHERE branches.branch = ?"
+)
 
 
 class LearningDecision(NamedTuple):
@@ -85,6 +107,14 @@ class LearningDecision(NamedTuple):
     created_at: float
     share: float | None = None  # of the step of the example that was taken; 0 for a rejected one, None without a step
     process: int | None = None  # the server process that decided, where several share the database
+
+
+class _BranchChanged(Exception):
+    """Undoes a transaction whose statements are based on an earlier state of the branch."""
+
+
+class _NothingAdded(Exception):
+    """Undoes the transaction in which an example was to be added."""
 
 
 def open_branch(
@@ -164,21 +194,33 @@ def add_example(
         IdempotencyKeyReused: The idempotency key belongs to another request.
         QuotaExceeded: The key may not store the example.
     """
-    with store.transaction(branch):
-        state = get_branch(store, branch)
-        if request is not None and fence is not None:  # another process may have written it a moment ago
-            record = repeats.find_record(store, key, request)
-            if record is not None:
-                return record.example
-        if state.frozen:
-            return None
-        query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?) RETURNING number"
-        number: int = store.select_value(query, branch, key, store.database.encode_text(text), time.time())
-        fenced_update(store, branch, fence, newest_example=number)
-        quotas.check(store, key, "pending_examples", "stored_bytes")
-        if request is not None:
-            repeats.add_record(store, key, request, number)
-        return number
+    condition, compared = ("branch = ?", (branch,)) if fence is None else ("branch = ? AND fence = ?", (branch, fence))
+    addition = f"SELECT branch, ?, ?, ? FROM branches WHERE {condition} AND NOT frozen"
+    parameters = key, store.database.encode_text(text), time.time(), *compared
+    repeated = None if fence is None else request  # another process may have written it a moment ago
+    if repeated is not None:
+        record = repeats.record_query(key, repeated)
+        addition, parameters = f"{addition} AND NOT EXISTS ({record.query})", (*parameters, *record.parameters)
+    newest = "(SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?)"
+    statements = [
+        Statement(f"INSERT INTO examples (branch, key, text, created_at) {addition} RETURNING number", parameters),
+        Statement(f"UPDATE branches SET newest_example = {newest} WHERE {condition}", (branch, *compared)),
+        *quotas.storage_statements(store, key),
+        *(repeats.record_statements(key, request, NEWEST_EXAMPLE, branch) if request is not None else []),
+    ]
+    with contextlib.suppress(_NothingAdded), store.transaction(branch, statements) as (added, _, *results):
+        if not added:
+            raise _NothingAdded
+        quotas.check_storage(quotas.read_storage(store, key, results[:2]), "pending_examples", "stored_bytes")
+        if request is not None and not results[-1].rowcount:
+            raise IdempotencyKeyReused
+        return added[0][0]
+    record = None if repeated is None else repeats.find_record(store, key, repeated)
+    if record is not None:
+        return record.example
+    if not get_branch(store, branch).frozen:
+        raise BranchLost(f"another process owns the branch '{branch}' now")
+    return None
 
 
 def fenced_update(store: Store, branch: str, fence: int | None, **columns: int) -> None:
@@ -222,15 +264,20 @@ def skip_decided(store: Store, branch: Branch) -> None:
             fenced_update(store, branch.branch, branch.fence, last_decided=branch.newest_example)
 
 
-def find_next_example(store: Store, branch: Branch) -> TrainingExample | None:
-    """Returns the first undecided example of a branch, or None if there is none or the branch is frozen.
+def read_task(store: Store, name: str) -> LearningTask:
+    """Reads a branch and its first undecided example in one statement; raises `BadInput` if there is no such branch.
 
-    The branch may have changed since it was read; `commit_version`, `reject_example` and `skip_decided` notice that.
+    Both may have changed when they are used; `commit_version`, `reject_example` and `skip_decided` notice that.
     """
-    if branch.frozen:
-        return None
-    query = f"SELECT * FROM examples WHERE {PENDING} ORDER BY number LIMIT 1"
-    return store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
+    records = store.execute(TASK, name)
+    if not records:
+        raise BadInput(f"there is no branch '{name}'")
+    start, end = len(Branch._fields), -1
+    (branch,) = store.read_records(Branch, QueryResult([records[0][:start]], Branch._fields, 1))
+    if records[0][start] is None:
+        return LearningTask(branch, None, False)
+    (example,) = store.read_records(TrainingExample, QueryResult([records[0][start:end]], TrainingExample._fields, 1))
+    return LearningTask(branch, example, bool(records[0][end]))
 
 
 def num_pending(store: Store, branch: Branch) -> int:
@@ -333,20 +380,26 @@ def commit_version(
     Returns:
         The version, or None (and nothing is changed) if the branch differs from `branch` by now.
     """
-    with store.transaction(branch.branch):
-        if has_changed(store, branch):
-            return None
-        parent = versions.get_version(store, branch.branch, branch.current_version)
-        number = versions.next_version(store, branch.branch)
-        version = versions.add_version(
-            store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example, steps=steps,
-            computed_by=computed_by,
-        )  # fmt: skip
-        fenced_update(store, branch.branch, branch.fence, current_version=number, last_decided=example)
-        log_decision(store, branch.branch, "learned", example, number, held_out_loss, reason, share=share)
-        if score is not None:
-            text_scores.add_score(store, branch.branch, example, branch.current_version, score)
-    return version
+    name, (condition, compared) = branch.branch, _unchanged(branch)
+    number = "(SELECT max(number) + 1 FROM versions WHERE branch = ?)"
+    query = (
+        f"UPDATE branches SET current_version = {number}, last_decided = ? WHERE {condition} RETURNING current_version"
+    )
+    statements = [
+        Statement(query, (name, example, *compared)),
+        versions.learned_version(
+            name, branch.current_version, example, digest, held_out_loss, weight_distance, steps, computed_by
+        ),
+        _decision(store, name, "learned", example, name, held_out_loss, reason, share=share, version=CURRENT_VERSION),
+        *([] if score is None else [text_scores.score_statement(name, example, branch.current_version, score)]),
+    ]
+    with contextlib.suppress(_BranchChanged), store.transaction(name, statements) as (changed, added, *_):
+        if not changed.rowcount:
+            raise _BranchChanged
+        if not added:  # a damaged database may have lost the parent
+            versions.get_version(store, name, branch.current_version)
+        return store.read_records(BranchVersion, added)[0]
+    return None
 
 
 def reject_example(
@@ -359,14 +412,26 @@ def reject_example(
     score: TextScore | None = None,
 ) -> bool:
     """Records that this example is not learned; returns False, and changes nothing, if the branch differs by now."""
-    with store.transaction(branch.branch):
-        if has_changed(store, branch):
-            return False
-        fenced_update(store, branch.branch, branch.fence, last_decided=example)
-        log_decision(store, branch.branch, "rejected", example, None, held_out_loss, reason, share=0.0)
-        if score is not None:
-            text_scores.add_score(store, branch.branch, example, branch.current_version, score)
-    return True
+    name, (condition, compared) = branch.branch, _unchanged(branch)
+    statements = [
+        Statement(f"UPDATE branches SET last_decided = ? WHERE {condition}", (example, *compared)),
+        _decision(store, name, "rejected", example, None, held_out_loss, reason, share=0.0),
+        *([] if score is None else [text_scores.score_statement(name, example, branch.current_version, score)]),
+    ]
+    with contextlib.suppress(_BranchChanged), store.transaction(name, statements) as (changed, *_):
+        if not changed.rowcount:
+            raise _BranchChanged
+        return True
+    return False
+
+
+def _unchanged(branch: Branch) -> tuple[str, tuple[object, ...]]:
+    """The condition that a branch is as it was read, apart from the arrival of examples, and its parameters.
+
+    The fence goes up with every change of the owner, and all other columns that are not compared never change.
+    """
+    columns = ("branch", "current_version", "last_decided", "epoch", "frozen", "fence")
+    return " AND ".join(f"{column} = ?" for column in columns), tuple(getattr(branch, column) for column in columns)
 
 
 def _find_branch(store: Store, name: str) -> Branch | None:
@@ -378,6 +443,18 @@ def log_decision(
     store: Store, branch: str, kind: str, *outcome: int | float | str | None, share: float | None = None
 ) -> None:
     """Adds a decision; `outcome` is its example, version, held-out loss and reason."""
+    store.run(_decision(store, branch, kind, *outcome, share=share))
+
+
+def _decision(
+    store: Store,
+    branch: str,
+    kind: str,
+    *outcome: int | float | str | None,
+    share: float | None = None,
+    version: str = "?",
+) -> Statement:
+    """The statement that adds a decision; `version` is the expression for its version. See `log_decision`."""
     columns = "branch, kind, example, version, held_out_loss, reason, created_at, share, process"
-    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-    store.execute(query, branch, kind, *outcome, time.time(), share, store.process_number)
+    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, {version}, ?, ?, ?, ?, ?)"
+    return Statement(query, (branch, kind, *outcome, time.time(), share, store.process_number))

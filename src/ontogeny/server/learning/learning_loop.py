@@ -20,7 +20,7 @@ from ontogeny.server.background import BackgroundThread
 from ontogeny.server.learning import journal, partial_steps, text_scores
 from ontogeny.server.learning.acceptance import Pause
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import Branch, BranchLost, TrainingExample
+from ontogeny.server.learning.journal import Branch, BranchLost, LearningTask, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable, RetryState, VersionLoader, next_retry
 from ontogeny.server.learning.partial_steps import LearnedText
@@ -167,27 +167,28 @@ class LearningLoop:
     def _learn_one(self, name: str) -> bool:
         """Evaluates the next example of a branch; returns whether there was any."""
         try:
-            branch = self._ownership.claim(journal.get_branch(self._store, name))
-            example = journal.find_next_example(self._store, branch)
-            if example is None:
+            task = journal.read_task(self._store, name)
+            while (branch := self._ownership.claim(task.branch)) != task.branch:  # it was taken over
+                task = journal.read_task(self._store, name)
+            if task.example is None:
                 if not branch.frozen:
                     journal.skip_decided(self._store, branch)
                 return False
             before = self._loader.find(branch) or self._loader.load(name)
             if before.version.number == branch.current_version:  # otherwise it is evaluated from the new version
                 self._work_started = time.monotonic()
-                self._learn(branch, before, example)
+                self._learn(task, before, task.example)
                 self._pause()
         except (OwnedElsewhere, BranchLost):
             return False
         return True
 
-    def _learn(self, branch: Branch, before: LoadedVersion, example: TrainingExample) -> None:
+    def _learn(self, task: LearningTask, before: LoadedVersion, example: TrainingExample) -> None:
         """Learns one example and makes the new weights current, or records why they are rejected.
 
-        Nothing is recorded if the branch has changed since `branch` was read.
+        Nothing is recorded if the branch has changed since `task` was read.
         """
-        number, checked_at = example.number, time.monotonic()
+        branch, number, checked_at = task.branch, example.number, time.monotonic()
 
         def pause() -> None:
             nonlocal checked_at
@@ -201,7 +202,7 @@ class LearningLoop:
             tokens = self._learner.encode(example.text or "")
             if not partial_steps.count_chunks(self._learner, tokens):
                 raise BadInput("the text is too short to learn from")
-            score = self._score(before, example, tokens, pause)
+            score = None if task.has_score else self._score(before, tokens, pause)
             learned = partial_steps.learn_text(
                 self._learner, before.weights, tokens, self._config.max_forgetting, learning=pause, testing=self._pause
             )
@@ -230,6 +231,7 @@ class LearningLoop:
         if (description := partial_steps.describe_steps(learned.steps)) is not None:
             reason = f"{reason}; {description}"
         with self._loader.branch_lock(branch.branch):  # so that no request computes the new version meanwhile
+            num_deletions = self._loader.num_deletions
             version = journal.commit_version(
                 self._store, branch, number, digest, loss, distance, reason,
                 share=partial_steps.mean_share(learned.steps), steps=partial_steps.steps_as_json(learned.steps),
@@ -238,16 +240,12 @@ class LearningLoop:
             if version is None:
                 return
             after = LoadedVersion(version, learned.weights, self._learner.serve(learned.weights.content))
-            self._loader.replace(before, after)
+            self._loader.replace(before, after, num_deletions)
         if version.number % self._config.snapshot_interval == 0:
             self._snapshots.save(after)
 
-    def _score(
-        self, before: LoadedVersion, example: TrainingExample, tokens: np.ndarray, pause: Pause
-    ) -> TextScore | None:
-        """Scores a text under the frozen and the live weights; None if it has a score from an earlier attempt."""
-        if text_scores.has_score(self._store, example.number):
-            return None
+    def _score(self, before: LoadedVersion, tokens: np.ndarray, pause: Pause) -> TextScore | None:
+        """Scores a text under the frozen and the live weights."""
         frozen = self._learner.score(self._learner.trained_weights, tokens, pause)
         is_trained = not before.version.number
         live = frozen if is_trained else self._learner.score(before.full_weights, tokens, pause)

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -53,6 +54,9 @@ class VersionLoader:
         learner: How examples are learned.
         snapshots: The files of versions.
         max_loaded: Versions in memory.
+
+    Attributes:
+        num_deletions: How often deleted versions were removed from memory.
     """
 
     def __init__(self, store: Store, learner: BranchLearner, snapshots: VersionSnapshots, max_loaded: int) -> None:
@@ -64,6 +68,7 @@ class VersionLoader:
         self._branch_locks: dict[str, AbstractContextManager[bool]] = {}
         self._failures: dict[tuple[str, int], RetryState] = {}
         self._is_stopping = False
+        self.num_deletions = 0
 
     def interrupt(self) -> None:
         """Ends all computations with `BranchUnavailable`, because the server stops."""
@@ -115,15 +120,28 @@ class VersionLoader:
                     return computed
             return loaded
 
-    def replace(self, before: LoadedVersion, after: LoadedVersion) -> None:
-        """Puts a version that has become current into memory instead of its predecessor."""
+    def replace(self, before: LoadedVersion, after: LoadedVersion, num_deletions: int) -> None:
+        """Puts a version that has become current into memory instead of its predecessor.
+
+        Args:
+            before: The version from which it was learned.
+            after: A version that was added to the database a moment ago.
+            num_deletions: The attribute before the version was added to the database. If it is the same now, nothing
+                has deleted the version: a deletion that follows waits for the lock and removes it from memory.
+        """
         with self._lock:
             self._loaded.pop((before.version.branch, before.version.number), None)
-        self._keep_if_current(after)
+        with self._currency_lock:
+            evicted = self._keep(after) if num_deletions == self.num_deletions else None
+        if evicted is None:
+            self._keep_if_current(after)
+        else:
+            self._save(evicted)
 
     def drop_deleted(self) -> None:
         """Removes deleted versions from memory."""
         with self._currency_lock:
+            self.num_deletions += 1
             with self._lock:
                 names = list(self._loaded)
             for version_key in names:
@@ -132,21 +150,30 @@ class VersionLoader:
                         self._loaded.pop(version_key, None)
 
     def _keep_if_current(self, loaded: LoadedVersion) -> bool:
-        """Puts a version into memory if it is current, and returns whether it is; the least recently used ones go."""
-        name, number = loaded.version.branch, loaded.version.number
-        evicted = []
+        """Puts a version into memory if it is current, and returns whether it is."""
         with self._currency_lock:
             # An erasure is committed before it removes versions from memory, for which it waits for this lock.
+            name, number = loaded.version.branch, loaded.version.number
             if journal.get_branch(self._store, name).current_version != number:
                 return False
-            with self._lock:
-                self._loaded[name, number] = loaded
-                self._loaded.move_to_end((name, number))
-                while len(self._loaded) > self._max_loaded:
-                    evicted.append(self._loaded.popitem(last=False)[1])
-        for old in evicted:
-            self._snapshots.save_if_current(old)
+            evicted = self._keep(loaded)
+        self._save(evicted)
         return True
+
+    def _keep(self, loaded: LoadedVersion) -> list[LoadedVersion]:
+        """Puts a version into memory; returns the least recently used ones, which are removed for it."""
+        evicted, version_key = [], (loaded.version.branch, loaded.version.number)
+        with self._lock:
+            self._loaded[version_key] = loaded
+            self._loaded.move_to_end(version_key)
+            while len(self._loaded) > self._max_loaded:
+                evicted.append(self._loaded.popitem(last=False)[1])
+        return evicted
+
+    def _save(self, evicted: Collection[LoadedVersion]) -> None:
+        """Writes snapshots of the versions that are current among those removed from memory."""
+        for loaded in evicted:
+            self._snapshots.save_if_current(loaded)
 
     def _compute_with_retries(self, name: str) -> LoadedVersion:
         """Computes the current version of a branch unless that failed a moment ago."""

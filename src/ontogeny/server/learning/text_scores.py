@@ -11,6 +11,7 @@ import math
 import time
 from typing import Literal, NamedTuple
 
+from ontogeny.server.databases.base import Statement
 from ontogeny.server.store import Store
 from ontogeny.stats import RatioEstimate, RunningSums, always_valid_interval
 
@@ -72,6 +73,16 @@ class ScoredText(NamedTuple):
         return "saves" if self.saving.low > 0 else "costs" if self.saving.high < 0 else "undetermined"
 
 
+COLUMNS = ScoredText._fields[1:]  # the database counts
+ADD_SCORE = (
+    f"INSERT INTO text_scores ({', '.join(COLUMNS)}) SELECT {', '.join('?' * COLUMNS.index('num_texts'))}, "
+    f"{', '.join(f'coalesce({column}, 0) + ?' for column in COLUMNS[COLUMNS.index('num_texts') :])} "
+    "FROM (SELECT 1) AS once LEFT JOIN "
+    "(SELECT * FROM text_scores WHERE branch = ? ORDER BY number DESC LIMIT 1) AS newest ON TRUE "
+    "WHERE TRUE ON CONFLICT DO NOTHING"
+)
+
+
 def make_score(num_bytes: int, frozen_nats: float, live_nats: float) -> TextScore | None:
     """Converts nats to a score; None if a text has no bytes beyond its first token, or weights that are not finite."""
     if not num_bytes or not math.isfinite(frozen_nats) or not math.isfinite(live_nats):
@@ -79,23 +90,19 @@ def make_score(num_bytes: int, frozen_nats: float, live_nats: float) -> TextScor
     return TextScore(num_bytes, frozen_nats / math.log(2), live_nats / math.log(2))
 
 
+def score_statement(branch: str, example: int, version: int, score: TextScore) -> Statement:
+    """The statement that records the score of an example unless it has one; it adds the score to the newest sums."""
+    sums = RunningSums().add(score.num_bytes, score.frozen_bits - score.live_bits)
+    terms = (
+        sums.num_terms, sums.weight, sums.squared_weight, score.frozen_bits, sums.amount, sums.squared_amount,
+        sums.product,
+    )  # fmt: skip
+    return Statement(ADD_SCORE, (branch, example, version, *score, time.time(), *terms, branch))
+
+
 def add_score(store: Store, branch: str, example: int, version: int, score: TextScore) -> None:
     """Records the score of an example unless it has one; must be called in a transaction."""
-    newest = find_newest(store, branch)
-    earlier, frozen_bits = (RunningSums(), 0.0) if newest is None else (newest.sums, newest.total_frozen_bits)
-    sums = earlier.add(score.num_bytes, score.frozen_bits - score.live_bits)
-    columns = ScoredText._fields[1:]  # the database counts
-    fields = ", ".join("?" * len(columns))
-    store.execute(
-        f"INSERT INTO text_scores ({', '.join(columns)}) VALUES ({fields}) ON CONFLICT DO NOTHING",
-        branch, example, version, *score, time.time(), sums.num_terms, sums.weight, sums.squared_weight,
-        frozen_bits + score.frozen_bits, sums.amount, sums.squared_amount, sums.product,
-    )  # fmt: skip
-
-
-def has_score(store: Store, example: int) -> bool:
-    """Whether an example has a recorded score."""
-    return store.select_value("SELECT 1 FROM text_scores WHERE example = ?", example) is not None
+    store.run(score_statement(branch, example, version, score))
 
 
 def erase_score(store: Store, example: int) -> None:

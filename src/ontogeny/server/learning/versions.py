@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
+from ontogeny.server.databases.base import Statement
 from ontogeny.server.store import Store
 
 MAX_INTEGER = 2**63  # of SQLite
@@ -36,6 +37,15 @@ class BranchVersion(NamedTuple):
     root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
     steps: str | None = None  # of `partial_steps`, as JSON; None if all of the example was learned as a whole
     computed_by: str | None = None  # processor, jaxlib and product path on which the bits of the weights depend
+
+
+ADD_LEARNED_VERSION = (
+    f"INSERT INTO versions ({', '.join(BranchVersion._fields)}) "
+    "SELECT branches.branch, current_version, parent.number, ?, coalesce(parent.first_example, ?), ?, ?, ?, ?, NULL, "
+    "FALSE, ?, NULL, NULL, parent.root_version, ?, ? "
+    "FROM branches JOIN versions AS parent ON parent.branch = branches.branch "
+    "WHERE branches.branch = ? AND parent.number = ? ON CONFLICT DO NOTHING RETURNING *"
+)
 
 
 def get_version(store: Store, branch: str, number: int) -> BranchVersion:
@@ -82,6 +92,27 @@ def add_version(
     )  # fmt: skip
     store.insert("versions", version)
     return version
+
+
+def learned_version(
+    branch: str,
+    parent: int,
+    example: int,
+    digest: str,
+    held_out_loss: float,
+    weight_distance: float,
+    steps: str | None,
+    computed_by: str | None,
+) -> Statement:
+    """The statement that adds a version, learned from its parent and one example, and returns it.
+
+    The number of the version is the `current_version` that its branch has by then; no version is added if there is one.
+    """
+    parameters = (
+        example, example, example, digest, held_out_loss, weight_distance, time.time(), steps, computed_by, branch,
+        parent,
+    )  # fmt: skip
+    return Statement(ADD_LEARNED_VERSION, parameters)
 
 
 def find_base(
