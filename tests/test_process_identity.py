@@ -1,5 +1,8 @@
 """What a version records about the machine and the packages that computed it."""
 
+from types import SimpleNamespace
+
+import jax
 import pytest
 
 from ontogeny.server.processes import identity
@@ -17,6 +20,8 @@ def test_the_description_names_instructions_caches_and_packages(tmp_path, monkey
     assert processor.endswith(" 48K/32K/1M") and packages[0].startswith("jaxlib ")
     monkeypatch.setattr(identity, "CACHE_FOLDER", tmp_path / "absent")
     assert identity.describe_computation().split("; ")[0] == processor.removesuffix(" 48K/32K/1M")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")])
+    assert identity.describe_computation().split("; ")[0] == f"{processor.removesuffix(' 48K/32K/1M')} gpu NVIDIA H100"
 
 
 @pytest.mark.parametrize(

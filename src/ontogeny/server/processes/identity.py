@@ -26,7 +26,12 @@ INSTRUCTIONS = (
 
 
 def describe_computation() -> str:
-    """Describes this machine and the packages, such as `x86_64 avx2 fma 32K/32K/1M/8M; jaxlib 0.10.0; numba 0.68.1`."""
+    """Describes this machine and the packages, such as `x86_64 avx2 fma 32K/32K/1M/8M; jaxlib 0.10.0; numba 0.68.1`.
+
+    An accelerator on which JAX computes stands after the caches.
+    """
+    import jax
+
     flags: set[str] = set()
     if CPU_FILE.exists():
         fields = CPU_FILE.read_text(errors="replace").splitlines()
@@ -35,6 +40,9 @@ def describe_computation() -> str:
     sizes = [path.read_text().strip() for path in sorted(CACHE_FOLDER.glob("index*/size"))]
     if sizes:  # products add up blocks that fit into the caches
         processor += f" {'/'.join(sizes)}"
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        processor += f" {device.platform} {device.device_kind}"
     return f"{processor}; jaxlib {version('jaxlib')}; {kernels.describe_path()}"
 
 
