@@ -22,10 +22,15 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 WORDS = ["the", "agent", "learns", "a", "model", "and", "acts", "while", "nobody", "sees", "what", "it", "holds"]
 DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the server was killed before or during its answer
+
+
+def start(arguments: list[str], log: IO[bytes]) -> Any:
+    """Starts `ontogeny` with these arguments."""
+    return subprocess.Popen([sys.executable, "-m", "ontogeny", *arguments], stdout=log, stderr=log)
 
 
 class Server:
@@ -36,13 +41,11 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online"]
+        command = ["serve", "--alias", f"story={run}", "--online"]
         command += ["--learning-fraction", "1", "--max-forgetting", "5"]  # so that many versions could be lost
         command += ["--learning", learning] if learning else []
         self.log = state_dir.with_name(f"{state_dir.name}.log").open("ab")
-        self.process = subprocess.Popen(
-            [*command, "--state-dir", str(state_dir), "--port", str(port)], stdout=self.log, stderr=self.log
-        )
+        self.process = start([*command, "--state-dir", str(state_dir), "--port", str(port)], self.log)
 
     def wait(self) -> None:
         """Returns when the server answers requests."""
@@ -119,6 +122,8 @@ def kill_under_load(server: Server, acknowledged: dict[int, str], draw: random.R
         threads = [threading.Thread(target=job[0], args=(server, stop, *job[1:])) for job in jobs]
         for thread in threads:
             thread.start()
+        while not acknowledged:  # the first kill has something to lose
+            time.sleep(0.01)
         time.sleep(draw.random() * 1.5)
     else:
         time.sleep(draw.random() * 6)

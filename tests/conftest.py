@@ -8,6 +8,7 @@ one cache of compiled programs, which is empty at the start of the session and i
 import gc
 import importlib.util
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -170,6 +171,32 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def figures_drawn_once():
+    """Draws figures of studies with equal arguments once: matplotlib takes nearly all the time of a page."""
+    from ontogeny.studies import figures
+    from ontogeny.studies.mesa import figures as mesa_figures
+    from ontogeny.studies.mesa.planning import figures as planning_figures
+
+    drawn = {}
+
+    def draw_once(draw):
+        def draw_or_reuse(*arguments, **options):
+            key = pickle.dumps((draw.__module__, draw.__name__, arguments, options))
+            if key not in drawn:
+                drawn[key] = draw(*arguments, **options)
+            return drawn[key]
+
+        return draw_or_reuse
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (figures, mesa_figures, planning_figures):
+            for name in [*vars(module)]:
+                if name.startswith("draw_"):
+                    patch.setattr(module, name, draw_once(getattr(module, name)))
+        yield
 
 
 def pytest_unconfigure(config):

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -25,6 +26,7 @@ import jax
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+import forking
 import texts
 from ontogeny.lm import model as models
 from ontogeny.lm.config import TrainConfig
@@ -46,6 +48,9 @@ CONFIG = TrainConfig(
     num_steps=500,
     learning_rate=4e-3,
 )
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+CACHE_FOLDER = os.environ.get(CACHE_VARIABLE)  # of the session
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IS_REQUIRED = bool(os.environ.get("ONTOGENY_REQUIRE_CHROMIUM"))  # set by `.ci/run`: an absent browser is a failure
@@ -99,16 +104,24 @@ def load(folder: Path) -> models.LanguageModel:
 
 
 def optimized_environment() -> dict[str, str]:
-    """Returns environment variables under which a process compiles with all optimizations, as by default."""
-    return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    """Returns environment variables under which a process compiles with all optimizations, as by default.
+
+    The process reads the programs that other processes of the session have compiled, also where a test lets the command
+    line in its own process use another folder.
+    """
+    variables = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    return variables if CACHE_FOLDER is None else variables | {CACHE_VARIABLE: CACHE_FOLDER}
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `ontogeny` with these arguments and waits for it to finish."""
-    command = [sys.executable, "-m", "ontogeny", *arguments]
     state_dir = next((folder for option, folder in pairwise(arguments) if option == "--state-dir"), None)
     variables = {} if state_dir is None else database_variables(Path(state_dir))
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | variables)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        code = forking.start([*arguments], optimized_environment() | variables, output, errors).wait(120)
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, code, output.read(), errors.read())
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -188,21 +201,22 @@ class ServerProcess:
         ready: bool = True,
         environment: dict[str, str] | None = None,
         port: int | None = None,
-        program: tuple[str, str] = ("-m", "ontogeny"),
+        program: tuple[str, str] | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1] if port is None else port
         self.state_dir = state_dir
         self.log = state_dir.with_name(f"{state_dir.name}.log")
-        command = [sys.executable, *program, "serve", *arguments, "--state-dir", str(state_dir)]
+        command = ["serve", *arguments, "--state-dir", str(state_dir), "--port", str(self.port)]
+        variables = optimized_environment() | database_variables(state_dir) | (environment or {})
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port)],
-                stdout=log,
-                stderr=log,
-                env=optimized_environment() | database_variables(state_dir) | (environment or {}),
-            )
+            if program is None:
+                self.process = forking.start(command, variables, log, log)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, *program, *command], stdout=log, stderr=log, env=variables
+                )
         if ready:
             wait_until(self.is_ready)
 

@@ -22,6 +22,8 @@ from ontogeny.studies.mesa.planning.page import appearance_table, render_body, r
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 from ontogeny.studies.records import read_records
 
+pytestmark = pytest.mark.usefixtures("figures_drawn_once")
+
 STUDY = {
     "title": "Could learned content come to contain an optimizer of its own?",
     "seed": 0,

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import crash
+import forking
 import texts
 from ontogeny.server import keys
 from ontogeny.server.states import decode_state, encode_state, read_metadata
@@ -481,11 +483,15 @@ def test_input_that_does_not_fit_an_agent_is_rejected(server, key, path, body):
 # --- after a crash
 
 
-def test_acknowledged_examples_survive_kill_9(run):
-    """One kill; the slow test makes 20, and `benchmarks/crash.py` 200."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), str(run), "--kills", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=optimized_environment())
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_acknowledged_examples_survive_kill_9(run, monkeypatch, capsys):
+    """One kill while examples are learned; the slow test makes 20, and `benchmarks/crash.py` 200."""
+    monkeypatch.setattr(crash, "start", lambda command, log: forking.start(command, optimized_environment(), log, log))
+    monkeypatch.setattr(sys, "argv", ["crash.py", str(run), "--kills", "1", "--seed", "1"])
+    with pytest.raises(SystemExit) as end:
+        crash.main()
+    output = capsys.readouterr().out
+    assert end.value.code == 0, output
+    assert json.loads(output)["setting"]["acknowledged"] > 0
 
 
 @pytest.mark.slow

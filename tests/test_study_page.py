@@ -22,6 +22,8 @@ from ontogeny.studies import attribution_table, figures
 from ontogeny.studies import page as study_page
 from ontogeny.studies.records import read_records
 
+pytestmark = pytest.mark.usefixtures("figures_drawn_once")
+
 BANDIT = {"num_arms": 5, "num_pulls": 10}
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "link", "hr", "img", "input"}
