@@ -174,20 +174,20 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module")
-def figures_drawn_once():
+def reused_figures():
     """Draws figures of studies with equal arguments once: matplotlib takes nearly all the time of a page."""
     from ontogeny.studies import figures
     from ontogeny.studies.mesa import figures as mesa_figures
     from ontogeny.studies.mesa.planning import figures as planning_figures
 
-    drawn = {}
+    drawings = {}
 
     def draw_once(draw):
         def draw_or_reuse(*arguments, **options):
             key = pickle.dumps((draw.__module__, draw.__name__, arguments, options))
-            if key not in drawn:
-                drawn[key] = draw(*arguments, **options)
-            return drawn[key]
+            if key not in drawings:
+                drawings[key] = draw(*arguments, **options)
+            return drawings[key]
 
         return draw_or_reuse
 

@@ -83,10 +83,10 @@ class _Template:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._variables = _import_variables(environment)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with remote:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], env=dict(environment), pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, str(remote.fileno())], env=dict(environment), pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         atexit.register(self.close)
@@ -104,13 +104,13 @@ class _Template:
         self, arguments: list[str], environment: Mapping[str, str], output: IO[Any], errors: IO[Any]
     ) -> ForkedProcess:
         """Runs `ontogeny` with these arguments in a copy of the process."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with remote:
             request = pickle.dumps((arguments, dict(environment), str(Path.cwd())))
-            socket.send_fds(self._socket, [request], [theirs.fileno(), output.fileno(), errors.fileno()])
-        pid = ours.recv(64)
+            socket.send_fds(self._socket, [request], [remote.fileno(), output.fileno(), errors.fileno()])
+        pid = local.recv(64)
         assert pid, "the process that forks others has ended"
-        return ForkedProcess(ours, int(pid))
+        return ForkedProcess(local, int(pid))
 
 
 _templates: list[_Template] = []
@@ -166,9 +166,9 @@ def _serve_requests(requests: socket.socket) -> tuple[list[str], dict[str, str],
                 connection = socket.socket(fileno=descriptors.pop(0))
                 pid = os.fork()
                 if pid == 0:
-                    for descriptor, (_, other) in children.items():
+                    for descriptor, (_, open_connection) in children.items():
                         os.close(descriptor)
-                        other.close()
+                        open_connection.close()
                     connection.close()
                     requests.close()
                     return *pickle.loads(request), descriptors

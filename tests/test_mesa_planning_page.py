@@ -22,7 +22,7 @@ from ontogeny.studies.mesa.planning.page import appearance_table, render_body, r
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 from ontogeny.studies.records import read_records
 
-pytestmark = pytest.mark.usefixtures("figures_drawn_once")
+pytestmark = pytest.mark.usefixtures("reused_figures")
 
 STUDY = {
     "title": "Could learned content come to contain an optimizer of its own?",

@@ -22,7 +22,7 @@ from ontogeny.studies import attribution_table, figures
 from ontogeny.studies import page as study_page
 from ontogeny.studies.records import read_records
 
-pytestmark = pytest.mark.usefixtures("figures_drawn_once")
+pytestmark = pytest.mark.usefixtures("reused_figures")
 
 BANDIT = {"num_arms": 5, "num_pulls": 10}
 CHROMIUM = shutil.which("chromium")
