@@ -137,7 +137,9 @@ def test_the_process_that_was_started_later_ends_if_the_options_of_both_break_a_
         assert "--max-forgetting of 'run' is 0.2 here and 0.1 at process" in log and "Traceback" not in log
         with Store(tmp_path / "state", database_url=address) as store:
             with store.transaction():  # as if the first one had been suspended while the other one started
-                changed = store.select_value("SELECT options FROM processes").replace("0.1,", "0.2,")
+                changed = store.select_value("SELECT options FROM processes").replace(
+                    '_forgetting": 0.1', '_forgetting": 0.2'
+                )
                 assert store.execute("UPDATE processes SET options = ?", changed).rowcount == 1
             later = RealProcess(tmp_path / "third", *arguments, "0.2", environment=environment)
             store.execute("DELETE FROM processes WHERE name LIKE '%:' || ?", first.url.rpartition(":")[2])

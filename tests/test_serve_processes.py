@@ -151,7 +151,9 @@ def test_a_prompt_that_another_process_has_erased_counts_as_new(servers):
 
 
 @pytest.mark.slow
-def test_a_request_for_a_branch_of_another_kind_of_processor_reaches_a_process_that_may_own_it(servers, database):
+def test_a_request_for_a_branch_of_another_kind_of_processor_reaches_a_process_that_may_own_it(
+    servers, database, tmp_path_factory
+):
     first, second, key, store = servers
     assert second.post("/v1/models/run/examples", {"text": NOTES[0]}, key)[0] == 200
     wait_until(lambda: second.get("/v1/models/run/branch", key)[1]["current_version"] == 1)
@@ -162,7 +164,7 @@ def test_a_request_for_a_branch_of_another_kind_of_processor_reaches_a_process_t
     wait_until(lambda: first.post("/v1/completions", COMPLETION, key)[0] == 503)
     mixed = second.state_dir.with_name("mixed")
     mixed.symlink_to(second.state_dir)
-    with start(mixed, first.process.args[4], database, "--allow-mixed"):
+    with start(mixed, shared_run(tmp_path_factory), database, "--allow-mixed"):
         status, answer = first.post("/v1/completions", COMPLETION, key)
         assert status == 200 and answer["system_fingerprint"].endswith("-1")
         numbers = {process.name: process.number for process in list_processes(store)}
