@@ -192,7 +192,7 @@ class BranchManager:
             return journal.add_example(self.store, branch.branch, key, text, request, branch.fence)
 
         number = self._change_own(owner_key, add)
-        self.loop.wake()
+        self.loop.wake(self.name_branch(owner_key))
         return number
 
     def rollback(

@@ -73,6 +73,8 @@ class LearningLoop:
         self._ownership, self._weight_distance = ownership, weight_distance
         self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
         self._failures: dict[str, RetryState] = {}  # by branch
+        self._names: list[str] = []  # of the branches with undecided examples, as they were read from the database
+        self._are_names_outdated, self._names_read_at = True, 0.0
         self._work_started = time.monotonic()
         self._thread = BackgroundThread(f"learner of {deployment}", self._learn_all)
 
@@ -88,8 +90,14 @@ class LearningLoop:
         """Ends the thread; see `interrupt`."""
         self._thread.stop()
 
-    def wake(self) -> None:
-        """Makes the thread look at the journal at once."""
+    def wake(self, name: str | None = None) -> None:
+        """Makes the thread look at the journal at once.
+
+        Args:
+            name: The branch that has a new example; None if every branch may have one.
+        """
+        if name not in self._names:
+            self._are_names_outdated = True
         self._thread.wake()
 
     def failure(self, name: str) -> str | None:
@@ -114,13 +122,26 @@ class LearningLoop:
 
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
-        worked, names = False, self._ownership.list_branches_to_learn(self._deployment)
-        for name in self._failures.keys() - {ALL_BRANCHES, *names}:  # nothing is left, or another process learns it
+        interval = SHARED_POLL_INTERVAL if self._store.database.is_shared else POLL_INTERVAL
+        if not self._are_names_outdated and time.monotonic() < self._names_read_at + interval and self._learn_listed():
+            return True
+        self._names, self._names_read_at = [], time.monotonic()
+        self._are_names_outdated = False  # before the database is read, because `wake` may be called meanwhile
+        self._names = self._ownership.list_branches_to_learn(self._deployment)
+        for name in self._failures.keys() - {ALL_BRANCHES, *self._names}:  # nothing is left, or another process learns
             self._failures.pop(name, None)
-        for name in names:
+        return self._learn_listed()
+
+    def _learn_listed(self) -> bool:
+        """Learns one example of each listed branch; the list is read again if one of them has none."""
+        worked = False
+        for name in self._names:
             if self._thread.is_stopping:
                 return True
-            worked |= bool(self._attempt(name, lambda name=name: self._learn_one(name)))
+            if self._attempt(name, lambda name=name: self._learn_one(name)):
+                worked = True
+            else:
+                self._are_names_outdated = True
         return worked
 
     def _learn_all(self) -> float:
