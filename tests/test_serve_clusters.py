@@ -224,6 +224,7 @@ def test_a_process_that_hangs_is_left_for_another_one(monkeypatch) -> None:
         (2, 1000, 200, [None, b"1", b"1"]),
         (9, 1, 503, [None, b"1", b"1"]),
         (1, 5 << 20, 503, [None]),
+        (0, 2, 503, [None]),  # of Ray itself
     ],
 )
 def test_rays_http_server_sends_a_request_again_that_an_ingress_has_not_answered(num_failures, size, status, marks):
@@ -237,7 +238,7 @@ def test_rays_http_server_sends_a_request_again_that_an_ingress_has_not_answered
             num_bytes, more_body = num_bytes + len(message["body"]), message["more_body"]
         requests.append((dict(scope["headers"]).get(b"x-stainless-retry-count"), num_bytes))
         if len(requests) > num_failures:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": b"done"})
 
     async def ask() -> httpx2.Response:

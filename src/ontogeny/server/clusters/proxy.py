@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from ontogeny.server.api.errors import unavailable
+from ontogeny.server.api.errors import UNAVAILABLE_RETRY_AFTER, unavailable
 from ontogeny.server.api.relaying import Message, RepeatableRequest
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # Ray's variable
@@ -87,6 +87,10 @@ class _ProxiedRequest(RepeatableRequest):
         return message
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer."""
+        """Sends a part of the answer; one of Ray itself, such as status 503 without an ingress, names no time."""
         self.is_answered = True
+        if message["type"] == "http.response.start" and message["status"] == 503:
+            headers = [(name.lower(), text) for name, text in message.get("headers", ())]
+            if not any(name == b"retry-after" for name, _ in headers):
+                message = {**message, "headers": [*headers, (b"retry-after", UNAVAILABLE_RETRY_AFTER.encode())]}
         await self._send(message)
