@@ -29,7 +29,7 @@ def openapi_document() -> dict[str, Any]:
     from ontogeny.server.app import build_api
     from ontogeny.server.config import ServerConfig
 
-    deployments: Any = SimpleNamespace(config=ServerConfig(), store=None, membership=None, by_name={})
+    deployments: Any = SimpleNamespace(config=ServerConfig(), store=None, membership=None, transfers=None, by_name={})
     return build_api(deployments).openapi()
 
 
