@@ -1,13 +1,18 @@
 """A former owner of a branch writes nothing: each statement that writes a branch compares its fencing number."""
 
+import threading
+
+import psycopg
 import pytest
 
 from ontogeny.server.learning import branch_changes, journal, repeats
 from ontogeny.server.learning.journal import BranchLost
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
+from serving import wait_until
 
 NAME = "story/anna"
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND state = 'active'"
 
 
 @pytest.fixture
@@ -48,6 +53,37 @@ def test_a_former_owner_commits_and_rejects_nothing(store):
     assert journal.commit_version(store, before, 1, "c" * 64, 1.0, 0.1, "a reason") is None
     assert not journal.reject_example(store, before, 1, 1.0, "a reason")
     assert read_all(store) == records
+
+
+@pytest.mark.parametrize("work", ["add", "commit", "reject"])
+def test_a_former_owner_changes_nothing_if_the_owner_changes_between_its_statements(postgres, tmp_path, work):
+    address, results = postgres.address_for(tmp_path), []
+
+    def write():
+        if work == "add":
+            try:
+                results.append(journal.add_example(store, NAME, "anna", "another text", fence=before.fence))
+            except BranchLost:
+                results.append(None)
+        elif work == "commit":
+            results.append(journal.commit_version(store, before, 1, "c" * 64, 1.0, 0.1, "a reason"))
+        else:
+            results.append(journal.reject_example(store, before, 1, 1.0, "a reason") or None)
+
+    with Store(tmp_path / "state", database_url=address) as store:
+        before = journal.open_branch(store, "story", "anna", "a" * 64, "b" * 64, 1.0)
+        journal.add_example(store, NAME, "anna", "a text", fence=before.fence)
+        before, records = journal.get_branch(store, NAME), read_all(store)
+        thread = threading.Thread(target=write)
+        with psycopg.connect(address) as other, psycopg.connect(address, autocommit=True) as observer:
+            other.execute("UPDATE branches SET fence = fence + 1, owner = 7")  # the record is locked until the commit
+            thread.start()
+            wait_until(lambda: observer.execute(BLOCKED).fetchone() != (0,))
+            other.commit()
+            thread.join()
+        after = [[tuple(record) for record in table] for table in read_all(store)]
+        assert results == [None] and after[1:] == records[1:]
+        assert journal.get_branch(store, NAME) == before._replace(fence=before.fence + 1, owner=7)
 
 
 def test_the_statement_itself_compares_the_fence(store):

@@ -208,8 +208,8 @@ def add_example(
         *quotas.storage_statements(store, key),
         *(repeats.record_statements(key, request, NEWEST_EXAMPLE, branch) if request is not None else []),
     ]
-    with contextlib.suppress(_NothingAdded), store.transaction(branch, statements) as (added, _, *results):
-        if not added:
+    with contextlib.suppress(_NothingAdded), store.transaction(branch, statements) as (added, updated, *results):
+        if not added or not updated.rowcount:  # the owner may change between the two statements
             raise _NothingAdded
         quotas.check_storage(quotas.read_storage(store, key, results[:2]), "pending_examples", "stored_bytes")
         if request is not None and not results[-1].rowcount:
