@@ -75,11 +75,11 @@ def test_a_former_owner_changes_nothing_if_the_owner_changes_between_its_stateme
         journal.add_example(store, NAME, "anna", "a text", fence=before.fence)
         before, records = journal.get_branch(store, NAME), read_all(store)
         thread = threading.Thread(target=write)
-        with psycopg.connect(address) as other, psycopg.connect(address, autocommit=True) as observer:
-            other.execute("UPDATE branches SET fence = fence + 1, owner = 7")  # the record is locked until the commit
-            thread.start()
+        with psycopg.connect(address) as successor, psycopg.connect(address, autocommit=True) as observer:
+            successor.execute("UPDATE branches SET fence = fence + 1, owner = 7")
+            thread.start()  # it waits for the lock of the record
             wait_until(lambda: observer.execute(BLOCKED).fetchone() != (0,))
-            other.commit()
+            successor.commit()
             thread.join()
         after = [[tuple(record) for record in table] for table in read_all(store)]
         assert results == [None] and after[1:] == records[1:]
