@@ -20,8 +20,14 @@ from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import BadInput
+from selection import slow_except
 
 ORGANISMS = plugins.list_names("organisms")
+# Those on which other tests of the default suite rely, and one of each kind of control.
+QUICK = (
+    "additive_hybrid", "beacon_taxis", "calibrated_filter", "latent_state_learner", "payout_seeker", "planner",
+    "proxy_planner", "shift_inducing_counter", "successor", "td_one", "win_stay",
+)  # fmt: skip
 ENVIRONMENTS = {
     "bandit": plugins.build("environments", "bandit", num_arms=5, num_pulls=100),
     "chain": plugins.build("environments", "chain", num_trials=6, num_exposures=4, num_test_trials=3),
@@ -42,7 +48,7 @@ def check_quickly(agent, env, drives):
 @pytest.mark.parametrize(
     ("check", "name"),
     [
-        *((check_quickly, name) for name in ORGANISMS),
+        *slow_except([(check_quickly, name) for name in QUICK], [(check_quickly, name) for name in ORGANISMS]),
         *(pytest.param(contracts.check_agent, name, marks=pytest.mark.slow) for name in ORGANISMS),
     ],
 )
@@ -66,16 +72,16 @@ def test_every_organism_obeys_the_agent_contract_and_states_its_ground_truth(che
 
 CASES = [
     ("plans", "td_one", False, "no", "000"),
-    ("plans", "td_lambda", False, "no", "100"),
+    pytest.param("plans", "td_lambda", False, "no", "100", marks=pytest.mark.slow),
     ("plans", "successor", False, "no", "101"),
-    ("plans", "latent_state_learner", False, "no", "001"),
+    pytest.param("plans", "latent_state_learner", False, "no", "001", marks=pytest.mark.slow),
     ("plans", "planner", False, "yes", "111"),
     ("plans", "side_biased", False, "undetermined", "000"),
     ("pursues", "beacon_taxis", False, "no", ""),
     ("pursues", "proxy_planner", False, "yes", ""),
     pytest.param("pursues", "random_walk", False, "undetermined", "", marks=pytest.mark.slow),
     ("sacrifice", "calibrated_filter", False, "no", ""),
-    ("sacrifice", "overconfident_filter", False, "no", ""),
+    pytest.param("sacrifice", "overconfident_filter", False, "no", "", marks=pytest.mark.slow),
     ("sacrifice", "noisy_shift_inducing_predictor", False, "yes", ""),
     ("drive_reversal", "reward_seeker", False, "no", ""),
     ("drive_reversal", "payout_seeker", False, "yes", ""),
@@ -406,6 +412,7 @@ def run(tmp_path_factory):
     return train(parse_run_spec(spec), tmp_path_factory.mktemp("audit") / "run")
 
 
+@pytest.mark.slow
 def test_a_model_based_agent_plans_and_its_learned_content_alone_does_not(run):
     subjects = suite.agent_subjects(read_saved_agent(run))
     # Content that is frozen has effects of exactly zero, which are known to be small from 368 pairs of lifetimes on.

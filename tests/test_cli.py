@@ -333,6 +333,7 @@ def test_a_wrong_option_names_the_help_of_its_command(call_cli, words):
     assert f"see '{' '.join(('ontogeny', *words))} --help'" in complaint or words == ("audit",)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_processors_with_num_host_devices(tmp_path):
     arguments = ["train", "--agent", "recurrent:hidden_size=24", "--env", "bandit", "--num-host-devices", "2"]
     arguments += ["--development", "evolution:population_size=8,num_lifetimes=4,num_generations=2", "--out"]

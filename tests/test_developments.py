@@ -8,6 +8,7 @@ import pytest
 from ontogeny import contracts, plugins, steering, trees
 from ontogeny.development.base import split_into_calls
 from ontogeny.types import BadInput
+from selection import slow_except
 
 NAMES = plugins.list_names("development")
 SMALL = {"population_size": 8, "num_lifetimes": 4, "num_generations": 5, "num_updates": 5}
@@ -95,7 +96,7 @@ def end_after(env, num_steps):
     return env._replace(reset=reset, step=step, reveal_task=None, is_over=lambda state: state[1] >= num_steps)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(["evolution", "policy_gradient"], NAMES))
 def test_steps_after_a_lifetime_is_over_count_nowhere(name):
     """A lifetime that is over after five of twelve steps is worth as much as one of five steps, and as expensive."""
     infos = []

@@ -371,10 +371,10 @@ def develop_and_audit(env, folder):
 
 @pytest.mark.parametrize(
     ("observations", "actions"),
-    [pytest.param(*case[:2], marks=() if case[0] in ("tuple", "image") else pytest.mark.slow) for case in SPACES[1:5]],
+    [pytest.param(*case[:2], marks=() if case[0] == "tuple" else pytest.mark.slow) for case in SPACES[1:5]],
 )
 def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
-    """Two pairs of spaces; `make test-slow` has the other ones, which reach an agent as arrays of the same kinds."""
+    """One pair of spaces; `make test-slow` has the other ones, which reach an agent as arrays of the same kinds."""
     settings = {"id": "signals:Signals-v0", "episodes": 2}
     settings["parameters"] = [f"observations:{observations}", f"actions:{actions}"]
     develop_and_audit({"name": "gymnasium", "settings": settings}, tmp_path)

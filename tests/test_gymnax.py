@@ -245,7 +245,12 @@ def test_a_lifetime_is_over_after_its_last_episode():
             "evolution:population_size=4,num_lifetimes=2,num_generations=3",
             marks=pytest.mark.slow,
         ),
-        ("gymnasium", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
+        pytest.param(
+            "gymnasium",
+            "recurrent:hidden_size=2",
+            "evolution:population_size=4,num_lifetimes=2,num_generations=3",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_only_steps_that_were_taken_are_reported(provider, agent, development, tmp_path):

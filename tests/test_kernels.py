@@ -18,6 +18,7 @@ from ontogeny.content.transformer_block import RopeScaling
 from ontogeny.engine.runners import TokenDraw
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
 from ontogeny.lm.adapters import add_adapters, init_adapters
+from selection import slow_except
 
 pytest.importorskip("numba")
 from ontogeny.engine.kernel_sampling import sample_tokens
@@ -75,9 +76,11 @@ def unwritten_memory_is_not_a_number(monkeypatch):
 
 CASES = [(name, "float32") for name in CONFIGS]
 CASES += [(name, weight_type) for name in ("exact_gelu", "llama") for weight_type in ("bfloat16", "float16", "int8")]
+# Every configuration, and every type of weights once.
+QUICK = [*CASES[:5], ("exact_gelu", "bfloat16"), ("llama", "float16"), ("llama", "int8")]
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=slow_except(QUICK, CASES, unpack=False), ids="-".join)
 def model(request):
     return Model(*request.param)
 

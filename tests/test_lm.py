@@ -39,6 +39,7 @@ from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.lm.page import render_page, write_page
 from ontogeny.lm.training import train
 from ontogeny.runs.records import read_records
+from selection import slow_except
 
 TEXT, UNSEEN_TEXT = texts.read(texts.PROCEDURES), texts.read(texts.HELD_OUT)
 TINY = {"num_layers": 1, "num_heads": 2, "width": 16, "context_length": 16, "batch_size": 4}
@@ -298,7 +299,7 @@ def test_a_lack_of_memory_is_named_without_words_of_environments_alone(call_cli,
     assert code != 0 and "use smaller batches" in error and is_one_sentence(error)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama2", "qwen3"])
+@pytest.mark.parametrize("family", slow_except(["qwen3"], ["gpt2", "llama2", "qwen3"]))
 def test_a_folder_of_another_model_is_fine_tuned(call_cli, tmp_path, text_file, family):
     """The training begins with the weights of the folder, and its run has the tokens that end an answer there."""
     folder = Path(__file__).parent / "golden" / family

@@ -181,7 +181,10 @@ def diverging_agent(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("", "its 'loss' is not finite at step 5 of"), (":in_weights=true", "its 'weights' is not finite at step")],
+    [
+        ("", "its 'loss' is not finite at step 5 of"),
+        pytest.param(":in_weights=true", "its 'weights' is not finite at step", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lifetime_that_diverges_ends_without_a_checkpoint(setting, message, diverging_agent, tmp_path, monkeypatch):
     monkeypatch.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)

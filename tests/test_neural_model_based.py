@@ -100,7 +100,10 @@ def test_a_changed_drive_changes_the_choice_without_a_step_in_the_environment(li
     assert int(retrained.weights.scratch.experience.num_steps) == NUM_STEPS
 
 
-@pytest.mark.parametrize(("apple", "bread", "best"), [(1.0, -1.0, TO_APPLE), (-1.0, 1.0, TO_BREAD)])
+@pytest.mark.parametrize(
+    ("apple", "bread", "best"),
+    [(1.0, -1.0, TO_APPLE), pytest.param(-1.0, 1.0, TO_BREAD, marks=pytest.mark.slow)],
+)
 def test_search_finds_the_action_of_any_drives_without_a_policy_or_a_critic(lifetime, apple, bread, best):
     """The model of a lifetime with other drives, and the policy and the critic before any learning."""
     trained = lifetime[0].weights.content

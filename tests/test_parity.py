@@ -25,6 +25,7 @@ from ontogeny.lm import evaluation, hugging_face
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.hugging_face import config_file
+from selection import slow_except
 
 FOLDER = Path(__file__).parent / "golden"
 FAMILIES = ("gpt2", "llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
@@ -50,7 +51,7 @@ class Golden:
         return float(np.abs(np.asarray(logits) - self.logits).max())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_except(["gpt2", "llama3", "mistral", "qwen3"], FAMILIES))
 def golden(request):
     return Golden(request.param)
 

@@ -18,6 +18,7 @@ from ontogeny.server.learning import branch_changes, journal, learner, listing, 
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.listing import PageRequest
 from ontogeny.server.store import Store
+from selection import slow_except
 from serving import family_run, load
 
 pytestmark = pytest.mark.computes
@@ -29,7 +30,7 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_except(["llama3"], FAMILIES))
 def family(request, tmp_path_factory):
     """A model, its learner, and one that forgets."""
     model, config = load(family_run(tmp_path_factory, request.param)), FAMILIES[request.param]

@@ -11,6 +11,7 @@ from ontogeny import plugins, trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache
 from ontogeny.errors import BadInput
+from selection import slow_except
 
 B, K, C, V = 5, 4, 12, 40
 VARIANTS = {
@@ -37,7 +38,7 @@ def weights_of(config, key=0):
     return jax.tree.unflatten(structure, noisy)
 
 
-@pytest.fixture(scope="module", params=list(VARIANTS))
+@pytest.fixture(scope="module", params=slow_except(["gpt2", "llama"], VARIANTS))
 def model(request):
     config = VARIANTS[request.param]
     return config, weights_of(config)
