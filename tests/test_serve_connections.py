@@ -240,7 +240,7 @@ def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_se
         assert stream.recv(10)
         reading = stack.enter_context(ThreadPoolExecutor(1)).submit(_read_all, stream)
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: server.get("/v1/models")[0] == 503, 5)
+        wait_until(lambda: server.get("/v1/models")[0] == 503)
         for connection in (answered, half_body):
             status, headers, content = _parse(_read_all(connection))
             assert (status, content["error"]["code"]) == (503, "server_stops") and int(headers["retry-after"]) > 0

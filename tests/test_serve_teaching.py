@@ -146,14 +146,13 @@ def full_queue(server, key):
     }  # 8 run, 5 wait
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    connection.request("POST", "/v1/completions", json.dumps(body).encode(), headers)
-    response = connection.getresponse()
-    assert response.status == 200
-    yield
-    response.close()
-    connection.close()
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/completions", json.dumps(body).encode(), headers)
+        with connection.getresponse() as response:
+            assert response.status == 200
+            yield
     empty = b'ontogeny_num_requests_waiting{deployment="story"} 0.0'
-    wait_until(lambda: empty in server.request("GET", "/metrics", key=key)[1], 20)
+    wait_until(lambda: empty in server.request("GET", "/metrics", key=key)[1])
 
 
 # --- admission before learning

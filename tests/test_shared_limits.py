@@ -43,12 +43,16 @@ def limiters(number, folder, address, *, reporting=True):
 
 
 def hammer(processes, key, seconds, num_tokens=0):
-    """Takes requests from all processes at once for a time; returns how many were granted."""
+    """Takes requests from all processes at once for a time; returns how many were granted, and the time.
+
+    On a busy machine it takes longer, until several requests in succession are refused.
+    """
 
     def take(limits):
-        count, end = 0, time.monotonic() + seconds
-        while time.monotonic() < end:
-            count += limits.acquire(key, num_tokens) == 0
+        count, num_refused, end = 0, 0, time.monotonic() + seconds
+        while time.monotonic() < end or num_refused < 5:
+            is_granted = limits.acquire(key, num_tokens) == 0
+            count, num_refused = count + is_granted, 0 if is_granted else num_refused + 1
             time.sleep(0.0005)
         return count
 
@@ -65,7 +69,8 @@ def test_all_processes_together_grant_the_limit_and_a_stated_excess(postgres, tm
         excess = max(MAX_EXCESS * per_minute, number * MIN_REQUESTS)
         assert 0.9 * per_minute <= num_granted <= per_minute * (1 + seconds / 60) + excess
         time.sleep(0.1)
-        assert hammer(processes, key, 0.2)[0] <= 2 * number  # the excess is not granted again
+        num_granted, seconds = hammer(processes, key, 0.2)
+        assert num_granted <= 2 * number + per_minute * seconds / 60  # the excess is not granted again
         assert all(limits.acquire(key._replace(id="bob"), 0) == 0 for limits in processes)
 
 
