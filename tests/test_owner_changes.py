@@ -157,3 +157,43 @@ def test_the_campaign_of_faults_detects_an_upload_that_is_made_twice(branches, t
 
     assert check(*numbers) == check(numbers[1], None) == check(None, None, None) == []
     assert check(numbers[0]) and check(numbers[1], numbers[1]) and check(*numbers, numbers[1] + 1)
+
+
+def test_new_examples_of_any_branch_are_learned_while_the_list_of_branches_is_not_read(branches, monkeypatch):
+    """They come right after the learner has read the list, and right after it has read that a branch has none."""
+    store, loop, read_list = branches.store, branches.loop, branches.ownership.list_branches_to_learn
+    read_task, lists = journal.read_task, []
+
+    def num_learned(name):
+        return journal.get_branch(store, f"story/{name}").current_version
+
+    def read_list_before_an_example(deployment):
+        lists.append(read_list(deployment))
+        branches.add_example("carl", "carl", "a text that comes after the list was read")
+        return lists[-1]
+
+    def read_task_before_an_example(store, name):
+        task = read_task(store, name)
+        if task.example is None:
+            monkeypatch.setattr(journal, "read_task", read_task)
+            branches.add_example("anna", "anna", "a text that comes after none was there")
+        return task
+
+    for text in TEXTS:
+        branches.add_example("anna", "anna", text)
+    branches.add_example("bob", "bob", "a text")
+    while branches.learn_next():
+        pass
+    before = num_learned("anna")
+    for text in TEXTS:
+        branches.add_example("anna", "anna", text)
+    with monkeypatch.context() as patch:
+        patch.setattr(branches.ownership, "list_branches_to_learn", read_list_before_an_example)
+        assert branches.learn_next() and lists == [["story/anna"]] and num_learned("anna") == before + 1
+    assert branches.learn_next() and num_learned("carl") == 1 and num_learned("anna") == before + 2
+    loop.wake()
+    monkeypatch.setattr(journal, "read_task", read_task_before_an_example)
+    branches.add_example("anna", "anna", "another text")
+    while branches.learn_next():
+        pass
+    assert num_learned("anna") == before + 4
