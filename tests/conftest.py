@@ -71,6 +71,12 @@ install_import_hook(
 settings.register_profile("ontogeny", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ontogeny")
 
+# These tests come first, and so one worker compiles the kernels of numba, which takes many seconds, while the other
+# workers have tests that need none. The others find them in the cache folder of numba later.
+USERS_OF_KERNELS = (
+    "test_api.py", "test_engine.py", "test_hugging_face.py", "test_kernels.py", "test_lm.py", "test_mixture.py",
+    "test_parity.py",
+)  # fmt: skip
 MAX_MAPPINGS = 20_000  # of memory, after which compiled programs are released
 # Tracing allocates many small objects that stay alive, so frequent garbage collection frees little memory.
 gc.set_threshold(50_000, 10, 10)
@@ -105,6 +111,7 @@ def pytest_collection_modifyitems(config, items):
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+    items.sort(key=lambda item: item.path.name not in USERS_OF_KERNELS)
 
 
 def pytest_collection_finish(session):

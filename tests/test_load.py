@@ -19,6 +19,7 @@ from selection import slow_except
 PLUGINS = Path(__file__).parent / "plugins"
 DOCS = Path(__file__).parents[1] / "docs"
 LEARNERS = ["model_based", "psrl", "certainty_equivalence", "q_learning"]
+QUICK_LEARNERS = ["model_based", "q_learning"]
 
 
 def run_of(folder: Path, agent: str, env: str) -> Path:
@@ -172,7 +173,7 @@ def test_an_agent_learns_in_a_gymnasium_environment(tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(repeated)
 
 
-@pytest.mark.parametrize("name", slow_except(["model_based", "q_learning"], LEARNERS))
+@pytest.mark.parametrize("name", slow_except(QUICK_LEARNERS, LEARNERS))
 def test_no_successor_is_learned_from_the_last_step_of_a_truncated_episode(tmp_path, name):
     """After a time limit at four steps of ten, the successor of the fourth action is not given."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
@@ -204,7 +205,7 @@ def test_a_termination_teaches_without_its_final_observation(tmp_path, name):
         assert float(content.evidence.end_counts.sum()) == 1
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", slow_except(QUICK_LEARNERS, LEARNERS))
 def test_the_successor_is_learned_from_the_final_observation_of_a_truncated_episode(tmp_path, name):
     """After a time limit at four steps of ten, the fourth action has led to observation 6."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
