@@ -29,7 +29,7 @@ NAMES = plugins.list_names("agents")
 
 # Without agents that plan like `model_based` or learn content like `predictor`, and without the largest programs.
 QUICK = [name for name in NAMES if name not in (
-    "certainty_equivalence", "neural_model_based", "opsrl", "payout_predictor", "psrl",
+    "certainty_equivalence", "content_planner", "neural_model_based", "opsrl", "payout_predictor", "psrl",
 )]  # fmt: skip
 SMALL_SETTINGS = {
     "content_planner": {"width": 8, "num_blocks": 1, "num_heads": 2},

@@ -556,6 +556,7 @@ def test_a_file_of_a_user_makes_the_objects_itself(tmp_path, monkeypatch):
     assert {step.score for seed in range(5) for step in deploy(saved_agent, seed=seed)} == {0.0, 3.0}
 
 
+@pytest.mark.slow
 def test_initial_weights_count_as_unchanged_in_a_frozen_lifetime():
     """Two compiled programs that draw the same weights may differ in their last bits."""
     env = signals(steps=3)

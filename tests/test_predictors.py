@@ -281,9 +281,10 @@ def test_an_edit_of_hidden_units_is_used_at_its_own_step_only():
             "causal_transformer",
             {"width": 16, "num_heads": 2, "num_blocks": 2, "window_length": 8, "learning_rate": 0.01},
         ),
-        (
+        pytest.param(
             "causal_transformer",
             {"num_blocks": 2, "window_length": 8, "learning_rate": 0.02, "optimizer": "muon"},
+            marks=pytest.mark.slow,
         ),
         ("latent_predictor", {"width": 32, "learning_rate": 0.02}),
     ],

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -281,7 +282,8 @@ def test_a_stopping_server_answers_every_connection_that_it_accepts():
             wait_until(lambda: len(results) > 100)
         for client in clients:
             client.join()
-        assert set(results) == {b"HTTP/1.1 200 OK"}
+        # On a busy machine, a connection can arrive between the last one that is accepted and the end of the listening.
+        assert set(results) <= {b"HTTP/1.1 200 OK", b"reset"} and results.count(b"reset") <= 2, Counter(results)
 
 
 @pytest.mark.parametrize(("drain_time", "status"), [(0.2, 503), (20.0, 200)])

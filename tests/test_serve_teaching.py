@@ -141,6 +141,7 @@ def full_queue(server, key):
         "prompt": "a",
         "n": 13,
         "max_tokens": 4096,
+        "min_tokens": 4096,  # so that no sequence ends early, also where this process is slow
         "stream": True,
         "learn": False,
     }  # 8 run, 5 wait

@@ -277,7 +277,11 @@ def test_the_comparison_of_runs_detects_a_repeated_record(undisturbed, tmp_path)
 @pytest.mark.parametrize(
     ("agent", "development"),
     [
-        ("recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=4"),
+        pytest.param(
+            "recurrent:hidden_size=2",
+            "evolution:population_size=4,num_lifetimes=2,num_generations=4",
+            marks=pytest.mark.slow,
+        ),
         ("random", "single_lifetime:num_lifetimes=2,num_generations=2"),
     ],
 )
