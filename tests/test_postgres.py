@@ -297,6 +297,8 @@ def test_erased_text_leaves_the_files_of_the_table_after_vacuum_full(store, post
     text = "No other test of this database server stores this sentence."
     journal.open_branch(store, "story", "anna", "a", "b", 1.0)
     number = journal.add_example(store, "story/anna", "anna", text)
+    file_of_offers = "SELECT pg_relation_filenode('offered_branches')"  # which has digests of prompts
+    file = store.select_value(file_of_offers)
 
     def read_files() -> bytes:
         with psycopg.connect(postgres.address_for(tmp_path), autocommit=True) as connection:
@@ -307,7 +309,7 @@ def test_erased_text_leaves_the_files_of_the_table_after_vacuum_full(store, post
     branch_changes.erase_example(store, int(number or 0), "test")
     assert journal.list_examples(store, "story/anna")[0].text is None
     store.database.vacuum()
-    assert text.encode() not in read_files()
+    assert text.encode() not in read_files() and store.select_value(file_of_offers) != file
 
 
 def test_the_statistics_of_the_database_contain_no_texts(store):

@@ -125,6 +125,30 @@ def test_nobody_waits_for_a_process_that_is_about_to_stop(start):
     assert first.owns()
 
 
+def test_nothing_is_offered_to_a_process_that_ends_and_its_offers_are_deleted(start):
+    """An offer describes prompts by their digests, which would otherwise stay after an erasure."""
+    first, second = start("first"), start("second")
+    teach(first)
+    second.transfers.stop()
+    first.transfers._offer(ANNA, second.member.number)
+    assert first.store.select_values("SELECT branch FROM offered_branches") == [ANNA]
+    second.member.leave()
+    first.transfers._offer(ANNA, second.member.last_number)
+    assert first.store.select_values("SELECT branch FROM offered_branches") == []
+
+
+def test_a_process_that_is_about_to_stop_and_registers_again_gets_no_branches(start):
+    first, second = start("first"), start("second")
+    teach(first)
+    second.member.announce_end()
+    number = second.member.number
+    second.store.execute("UPDATE processes SET expires_at = clock_timestamp() WHERE number = ?", number)
+    wait_until(lambda: second.member.number not in (None, number))
+    assert first.member.find_successor() is None
+    first.transfers._offer(ANNA, second.member.number)
+    assert first.store.select_values("SELECT branch FROM offered_branches") == []
+
+
 def test_offers_to_a_process_without_a_lease_are_deleted(start):
     first, second = start("first"), start("second")
     teach(first)

@@ -37,6 +37,7 @@ from ontogeny.server.databases.base import (
 from ontogeny.server.databases.statements import Driver, is_of_storage, message_of, run, run_as_text, run_together
 
 IDLE = psycopg.pq.TransactionStatus.IDLE
+OFFERS = "offered_branches"  # a table of PostgreSQL alone, with digests of prompts
 WRITER, SERVER = 0x6F6E7401, 0x6F6E7402  # classes of advisory locks
 CONNECTION_SETTINGS = {
     "connect_timeout": 5,  # seconds
@@ -220,7 +221,7 @@ class PostgresDatabase(Database):
 
     def vacuum(self) -> None:
         """Writes the files of all tables anew; see `Database`."""
-        for table in schema.TABLES:
+        for table in (*schema.TABLES, OFFERS):
             self.execute(f"VACUUM FULL {table}", ())
 
     @contextlib.contextmanager

@@ -29,8 +29,8 @@ LEASE = 1.5  # seconds
 RENEWAL_INTERVAL = 0.4  # seconds
 IS_ALIVE = "expires_at > clock_timestamp()"
 OWNER_IS_ALIVE = f"EXISTS (SELECT 1 FROM processes WHERE processes.number = branches.owner AND {IS_ALIVE})"
-WITHDRAW_OFFERS = (
-    "DELETE FROM offered_branches WHERE branch IN (SELECT branch FROM branches WHERE owner = ?)"  # of a process
+WITHDRAW_OFFERS = (  # of a process that ends, and those that others have made to it
+    "DELETE FROM offered_branches WHERE process = ? OR branch IN (SELECT branch FROM branches WHERE owner = ?)"
 )
 FIRST_NUMBER = "first_number"  # in the options of a process that has registered again
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, where there is one
@@ -98,7 +98,7 @@ class Membership(BranchOwnership):
         self.name, self.url = "", ""
         self._lease: tuple[int, float] | None = None  # number, and the time of `CLOCK` at which the lease ends
         self.last_number: int | None = None  # the last number, also after the lease
-        self.is_leaving = self._has_warned = False
+        self.is_leaving = self._has_warned = self._has_announced_end = False
         self.on_offered: Callable[[], None] = lambda: None
         self._thread = BackgroundThread("lease", self._keep_lease, pause=RENEWAL_INTERVAL, delay=RENEWAL_INTERVAL)
 
@@ -115,6 +115,7 @@ class Membership(BranchOwnership):
 
     def announce_end(self) -> None:
         """Tells the other processes that this one is about to stop, so that they give it no branches."""
+        self._has_announced_end = True  # first, because the process may be about to register again
         self._store.execute("UPDATE processes SET is_leaving = TRUE WHERE number = ?", self.last_number)
 
     def leave(self) -> None:
@@ -125,7 +126,7 @@ class Membership(BranchOwnership):
             return
         try:
             with self._store.transaction():
-                self._store.execute(WITHDRAW_OFFERS, lease[0])
+                self._store.execute(WITHDRAW_OFFERS, lease[0], lease[0])
                 self._store.execute("UPDATE branches SET owner = NULL, fence = fence + 1 WHERE owner = ?", lease[0])
                 self._store.execute("DELETE FROM processes WHERE number = ?", lease[0])
         except StorageUnavailable as error:  # the lease ends by itself
@@ -277,11 +278,11 @@ class Membership(BranchOwnership):
         """Adds the record of this process; returns its number."""
         store, rank = self._store, {} if self._first_number is None else {FIRST_NUMBER: self._first_number}
         number = store.select_value(
-            "INSERT INTO processes (name, url, token, computed_by, program, allow_mixed, options, started_at, "
-            "renewed_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, clock_timestamp(), clock_timestamp() + ? * "
-            "INTERVAL '1 second') RETURNING number",
+            "INSERT INTO processes (name, url, token, computed_by, program, allow_mixed, is_leaving, options, "
+            "started_at, renewed_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, clock_timestamp(), "
+            "clock_timestamp() + ? * INTERVAL '1 second') RETURNING number",
             self.name, self.url, store.database.connection_name, self.computed_by, __version__, self.allow_mixed,
-            json.dumps({**self.options, **rank}), time.time(), LEASE,
+            self._has_announced_end, json.dumps({**self.options, **rank}), time.time(), LEASE,
         )  # fmt: skip
         self._first_number = self._first_number or number
         return number

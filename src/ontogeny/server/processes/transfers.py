@@ -113,10 +113,11 @@ class BranchTransfers:
         if not numbers:
             return
         next_number = itertools.cycle(numbers)
+        with self._lock:
+            origins = {branch: self._origins[branch].process for branch in branches if branch in self._origins}
         for branch in branches:
-            last = self._origins.get(branch)
-            is_preferred = last is not None and last.process in numbers
-            self._offer(branch, last.process if last is not None and is_preferred else next(next_number))
+            process = origins.get(branch)
+            self._offer(branch, process if process in numbers else next(next_number))
         query = (
             "SELECT count(*) FROM offered_branches JOIN branches USING (branch, fence) "
             f"JOIN processes ON number = process WHERE owner = ? AND {IS_ALIVE} AND NOT is_leaving"
@@ -141,12 +142,13 @@ class BranchTransfers:
                 self._accept(branch, number, prompts)
 
     def _offer(self, branch: str, process: int | None) -> None:
-        """Offers a branch of this process to another one."""
+        """Offers a branch of this process to another one, unless that has ended or is about to."""
         self._store.execute(
-            "INSERT INTO offered_branches SELECT branch, fence, ?, ? FROM branches WHERE branch = ? AND owner = ? ON "
-            "CONFLICT (branch) DO UPDATE SET (fence, process, prompts) = (excluded.fence, excluded.process, "
+            "INSERT INTO offered_branches SELECT branch, fence, ?, ? FROM branches WHERE branch = ? AND owner = ? "
+            f"AND EXISTS (SELECT 1 FROM processes WHERE number = ? AND {IS_ALIVE} AND NOT is_leaving) "
+            "ON CONFLICT (branch) DO UPDATE SET (fence, process, prompts) = (excluded.fence, excluded.process, "
             "excluded.prompts)",
-            process, self.export_prompts(branch), branch, self._membership.last_number,
+            process, self.export_prompts(branch), branch, self._membership.last_number, process,
         )  # fmt: skip
 
     def _accept(self, branch: str, number: int, prompts: str) -> None:
