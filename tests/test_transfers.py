@@ -195,3 +195,21 @@ def test_a_branch_follows_the_requests_of_its_key(start, monkeypatch):
         first.transfers.count_request(ANNA, second.member.number)
     wait_until(second.owns)
     assert second.branches.loader.find(journal.get_branch(second.store, ANNA)).version.number == 1
+
+
+def test_the_last_process_of_a_kind_offers_its_branches_to_one_that_may_own_any(start):
+    first, equal = start("first"), start("equal")
+    refusing, mixed = start("refusing", computed_by="new"), start("mixed", computed_by="new", allow_mixed=True)
+    version = teach(first)
+    first.branches.loader.save_current()
+    assert [process.name for process in first.member.find_successors()] == ["equal"]
+    equal.member.announce_end()
+    first.transfers.hand_over([ANNA], LONG)
+    assert mixed.owns() and mixed.branches.current("anna").version == version._replace(
+        snapshot=mixed.branches.current("anna").version.snapshot
+    )
+    mixed.stop()
+    refusing.branches.claim("anna")  # the log of the branch says that its kind continues
+    marks = [entry for entry in journal.list_decisions(refusing.store, "story") if entry.kind == "mixed"]
+    assert [(mark.branch, mark.version) for mark in marks] == [(ANNA, version.number)]
+    assert refusing.owns() and refusing.member.find_successor() is None

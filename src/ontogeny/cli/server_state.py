@@ -73,6 +73,10 @@ def roll_back(
         str | None,
         typer.Option(help="Id of the key that owns the branch; needed if several branches have learned."),
     ] = None,
+    learn_again: Annotated[
+        bool,
+        typer.Option("--learn-again", help="Learn the later examples again, instead of setting them aside."),
+    ] = False,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -93,8 +97,13 @@ def roll_back(
         raise BadInput(f"'{name}' has several branches; name the owner with --key: {owners}")
     if not chosen:
         raise BadInput(f"'{name}' has no branch of key '{key}'" if key else f"'{name}' has not learned anything")
-    version = branch_changes.rollback(store, chosen[0].branch, to, ACTOR)
-    typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}")
+    pending = ""
+    if learn_again:
+        version = versions.get_version(store, chosen[0].branch, to)
+        pending = f"; examples to learn: {branch_changes.move_back(store, version, f'by {ACTOR}'):,}"
+    else:
+        version = branch_changes.rollback(store, chosen[0].branch, to, ACTOR)
+    typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}{pending}")
 
 
 def freeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, database_url: DatabaseUrl = None) -> None:

@@ -280,7 +280,8 @@ def _build_branches(
     online_config, reference = choice.config, [Path(file) for file in config.reference_text]
     try:
         branch_learner = build(online_config, reference)
-        if choice.is_adapter_by_size and journal.find_learner_digest(store, name) not in (None, branch_learner.digest):
+        digests = (None, branch_learner.digest, branch_learner.earlier_digest)
+        if choice.is_adapter_by_size and journal.find_learner_digest(store, name) not in digests:
             # Branches of an earlier version, in which all weights of every model learned, go on as they began.
             online_config = online_learner.parse_config(config.learning)
             branch_learner = build(online_config, reference)

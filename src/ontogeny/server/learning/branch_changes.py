@@ -77,7 +77,7 @@ def rollback(
         if request is not None and repeats.find_record(store, actor, request) is not None:
             return version
         if version.deleted:
-            raise BadInput(f"version {number} of '{branch}' was learned from an example that was erased")
+            raise _erased(version)
         _set_current(store, version, fence)
         if request is not None:
             repeats.add_record(store, actor, request, None)
@@ -86,7 +86,7 @@ def rollback(
 
 
 def move_back(store: Store, version: BranchVersion, reason: str) -> int:
-    """Makes a version current because the present one is lost; the later examples become undecided again.
+    """Makes a version current, as where the present one is lost; the later examples become undecided again.
 
     Examples that a rollback deferred stay deferred.
 
@@ -97,9 +97,14 @@ def move_back(store: Store, version: BranchVersion, reason: str) -> int:
 
     Returns:
         How many examples will be learned again.
+
+    Raises:
+        BadInput: The version was learned from an example that has been erased.
     """
     branch = version.branch
     with store.transaction():
+        if versions.get_version(store, branch, version.number).deleted:
+            raise _erased(version)
         last_decided = version.example or 0
         if version.number and version.parent is None:  # restored when all examples of that time had been decided
             query = "SELECT coalesce(max(number), 0) FROM examples WHERE branch = ? AND created_at <= ?"
@@ -284,6 +289,11 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
     _move_branch(store, branch, current, last_decided)
     held_out_loss = versions.get_version(store, branch, current).held_out_loss
     journal.log_decision(store, branch, "erased", number, current, held_out_loss, f"by {actor}; {reason}")
+
+
+def _erased(version: BranchVersion) -> BadInput:
+    """The error of a deleted version that cannot become current."""
+    return BadInput(f"version {version.number} of '{version.branch}' was learned from an example that was erased")
 
 
 def _set_current(store: Store, version: BranchVersion, fence: int | None = None) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import branch_changes, journal, partial_steps, repeats
+from ontogeny.server.learning import branch_changes, earlier_digests, journal, partial_steps, repeats
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.branch_changes import ChangeRepeated, ErasedSource
 from ontogeny.server.learning.config import BranchConfig
@@ -86,8 +86,9 @@ class BranchManager:
             "trained_digest": self.trained_digest,
             "learner_digest": learner.digest,
         }
+        earlier_digests.convert_branches(store, deployment, learner, self.ownership.check_conversion)
         self.snapshots = VersionSnapshots(store, learner, metadata, self.config.max_snapshots)
-        self.loader = VersionLoader(store, learner, self.snapshots, self.config.max_loaded)
+        self.loader = VersionLoader(store, learner, self.snapshots, self.config.max_loaded, self.ownership.computed_by)
         self.loop = LearningLoop(
             store, deployment, learner, self.loader, self.snapshots, self.config, self.ownership,
             weight_distance=self._weight_distance,
@@ -119,6 +120,7 @@ class BranchManager:
 
     def start(self) -> None:
         """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""
+        self.ownership.report_computations(self.deployment)
         self._compile()
         self.finish_erasures()
         with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest
@@ -277,8 +279,8 @@ class BranchManager:
                 f"this state belongs to weights {str(metadata.get('trained_digest'))[:16]}, but this model has "
                 f"weights {self.trained_digest[:16]}"
             )
-        if metadata.get("learner_digest") != self.learner.digest:
-            raise BadInput("this state was learned with other settings, texts or versions")
+        if metadata.get("learner_digest") not in {self.learner.digest, self.learner.earlier_digest or ""}:
+            raise BadInput("this state was learned with other settings or texts, or by an earlier version of ontogeny")
         weights = trees.from_arrays(jax.eval_shape(self.learner.init), decode_state(data))
         check_digest(weights, metadata)
         full_weights = self.learner.full_weights(weights.content)

@@ -42,7 +42,7 @@ class Branch(NamedTuple):
     deployment: str
     owner_key: str  # the id of a key, or "shared"
     trained_digest: str
-    learner_digest: str  # of everything that an update depends on
+    learner_digest: str  # of everything that an update depends on, apart from the machine and the packages
     current_version: int
     last_decided: int
     epoch: int
@@ -143,8 +143,9 @@ def open_branch(
         )
     if branch.learner_digest != learner_digest:
         raise BadInput(
-            f"'{deployment}' was learned with other settings (--learning), texts or versions, so its weights could "
-            "not be rebuilt: use the same ones, or serve it under another name or with another --state-dir"
+            f"'{deployment}' was learned with other settings (--learning) or texts, or by an earlier version of "
+            "ontogeny with other versions of packages, so its weights could not be rebuilt: use the same ones, or "
+            "serve it under another name or with another --state-dir"
         )
     return branch
 

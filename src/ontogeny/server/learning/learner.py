@@ -27,6 +27,7 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.runs.folder import library_versions
 from ontogeny.server.learning.acceptance import NUM_WINDOWS, Pause, do_not_pause, held_out_loss, text_nats
+from ontogeny.server.processes.identity import EARLIER_PROGRAM
 from ontogeny.types import Weights
 
 MAX_CONTEXT = 512  # of a model that came without its training texts
@@ -47,7 +48,8 @@ class BranchLearner(NamedTuple):
     count_bytes: Callable[[np.ndarray], int]  # of all tokens of a text but the first
     held_out_loss: Callable[[TransformerWeights, Pause], float]  # nats per token
     trained_loss: float  # the held-out loss of the trained weights
-    digest: str  # of everything that an update depends on
+    digest: str  # of everything that an update depends on, apart from the machine and the packages
+    earlier_digest: str | None = None  # the digest by an earlier version of ontogeny with the installed packages
 
 
 class BranchScratch(NamedTuple):
@@ -123,32 +125,56 @@ def build(
         return held_out_loss(config, weights, windows, pause)
 
     encode = model.tokenizer.encode  # without an end token in front, like the prompts of requests
-    digest = _digest(model, config, online_config, pretrained, (texts.training, windows))
+    describe = partial(_digest, model.tokenizer.as_json(), (texts.training, windows))
+    digest = describe(_settings(config, online_config))
+    earlier_digest = describe(_earlier_settings(config, online_config, pretrained))
     return BranchLearner(
         model.weights, init, full_weights, serve, encode, online_config.chunk_size, learn, score, count_bytes, loss,
-        loss(model.weights), digest,
+        loss(model.weights), digest, earlier_digest,
     )  # fmt: skip
 
 
-def _digest(
-    model: LanguageModel,
-    config: TransformerConfig,
-    online_config: OnlineConfig,
-    pretrained: PretrainedWeights,
-    texts: tuple[np.ndarray, ...],
-) -> str:
-    """The digest of everything that an update depends on, except for the weights and the example."""
+def _settings(config: TransformerConfig, online_config: OnlineConfig) -> dict[str, Any]:
+    """The settings that an update depends on.
+
+    A setting that is off, as it is by default, is left out, so that later versions of ontogeny can add settings.
+    """
+    defaults = {name: field.default for name, field in OnlineConfig.model_fields.items()}
+    return {
+        "online_config": _omit_unused(online_config.model_dump(), defaults),
+        "config": _omit_unused(config._asdict(), TransformerConfig._field_defaults),
+    }
+
+
+def _omit_unused(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that are None, False, 0 or empty by default and have this default."""
+    return {
+        name: setting
+        for name, setting in settings.items()
+        if setting or name not in defaults or (type(setting), setting) != (type(defaults[name]), defaults[name])
+    }
+
+
+def _earlier_settings(
+    config: TransformerConfig, online_config: OnlineConfig, pretrained: PretrainedWeights
+) -> dict[str, Any]:
+    """The settings and versions whose digest ontogeny 0.1.0 recorded, before versions of weights named the packages."""
     squares = pretrained.squared_gradients
-    settings: dict[str, Any] = {
+    versions = library_versions() | {"ontogeny": EARLIER_PROGRAM}
+    return {
         "online_config": online_config.model_dump(),
         "config": config._asdict(),
-        "versions": {name: version for name, version in library_versions().items() if name != "devices"},
+        "versions": {name: version for name, version in versions.items() if name != "devices"},
         "squared_gradients": None if squares is None else trees.digest(squares),
     }
+
+
+def _digest(tokenizer: str, texts: tuple[np.ndarray, ...], settings: dict[str, Any]) -> str:
+    """The digest of settings, of the tokens of texts and of the tokenizer as JSON."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tokens in texts:
         digest.update(hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest())
-    digest.update(model.tokenizer.as_json().encode())
+    digest.update(tokenizer.encode())
     return digest.hexdigest()
 
 

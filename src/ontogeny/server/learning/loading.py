@@ -20,6 +20,8 @@ from ontogeny.server.learning import journal, partial_steps, versions
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.snapshots import LoadedVersion, VersionSnapshots
+from ontogeny.server.learning.versions import BranchVersion
+from ontogeny.server.processes.identity import computes_equally
 from ontogeny.server.snapshot_stores.base import UnusableSnapshot
 from ontogeny.server.store import Store
 
@@ -54,13 +56,21 @@ class VersionLoader:
         learner: How examples are learned.
         snapshots: The files of versions.
         max_loaded: Versions in memory.
+        computed_by: What this process computes with; None if no version names it.
 
     Attributes:
         num_deletions: How often deleted versions were removed from memory.
     """
 
-    def __init__(self, store: Store, learner: BranchLearner, snapshots: VersionSnapshots, max_loaded: int) -> None:
-        self._store, self._learner = store, learner
+    def __init__(
+        self,
+        store: Store,
+        learner: BranchLearner,
+        snapshots: VersionSnapshots,
+        max_loaded: int,
+        computed_by: str | None = None,
+    ) -> None:
+        self._store, self._learner, self._computed_by = store, learner, computed_by
         self._snapshots, self._max_loaded = snapshots, max_loaded
         self._lock = threading.Lock()  # of the dictionaries, held for moments, because the event loop waits for it
         self._currency_lock = threading.Lock()  # from the query whether versions are current or deleted to its effect
@@ -213,7 +223,7 @@ class VersionLoader:
             recorded = partial_steps.steps_from_json(steps)
             weights = partial_steps.replay_text(self._learner, weights, text, recorded, self._check_running)
         if version.number and trees.digest(weights) != version.digest:
-            raise ContractViolation(f"version {version.number} was computed to other bits than {version.digest[:16]}")
+            raise self._difference(version, base)
         is_trained = not version.number  # no second copy of the weights in memory
         trained = AdaptedWeights(self._learner.trained_weights)
         loaded = LoadedVersion(version, weights, trained if is_trained else self._learner.serve(weights.content))
@@ -227,6 +237,28 @@ class VersionLoader:
         if lost:
             self._snapshots.save_if_current(loaded)
         return loaded
+
+    def _difference(self, version: BranchVersion, base: BranchVersion) -> ContractViolation:
+        """The error of a version that was computed to other bits than those of its digest.
+
+        Args:
+            version: As it is recorded.
+            base: The version from which it was computed.
+        """
+        name, start = version.branch, base.number if base.branch == version.branch else 0
+        recorded = versions.list_computations(self._store, name, start + 1, version.number)
+        problem = f"version {version.number} was computed to other bits than {version.digest[:16]}"
+        kinds = [kind for kind in recorded if self._computed_by and not computes_equally(self._computed_by, kind)]
+        if not kinds:
+            return ContractViolation(problem)
+        deployment, _, owner = name.rpartition("/")
+        formatted = "', '".join(kinds)
+        return ContractViolation(
+            f"{problem}, because it was learned with '{formatted}' and has no snapshot, and this process computes with "
+            f"'{self._computed_by}'; return to version {start}, from which the later examples are learned again, with "
+            f"`ontogeny deployments rollback {deployment} --to {start} --key {owner} --learn-again`, or start a server "
+            "with the earlier packages once, use the branch, and stop the server with SIGTERM, which writes a snapshot"
+        )
 
     def _check_running(self) -> None:
         """Raises `BranchUnavailable` once the server stops."""

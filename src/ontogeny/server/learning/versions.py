@@ -36,7 +36,7 @@ class BranchVersion(NamedTuple):
     source_version: int | None = None
     root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
     steps: str | None = None  # of `partial_steps`, as JSON; None if all of the example was learned as a whole
-    computed_by: str | None = None  # processor, jaxlib and product path on which the bits of the weights depend
+    computed_by: str | None = None  # processor and packages on which the bits of the weights depend
 
 
 ADD_LEARNED_VERSION = (
@@ -61,6 +61,22 @@ def get_version(store: Store, branch: str, number: int) -> BranchVersion:
 def list_versions(store: Store, branch: str) -> list[BranchVersion]:
     """Returns the versions of a branch by number, deleted ones included."""
     return store.select(BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
+
+
+def list_computations(store: Store, branch: str, first: int, last: int) -> list[str]:
+    """Returns what the versions of a branch from `first` to `last` were computed by, as far as it is recorded."""
+    query = "SELECT DISTINCT computed_by FROM versions WHERE branch = ? AND number BETWEEN ? AND ? ORDER BY computed_by"
+    return [recorded for recorded in store.select_values(query, branch, first, last) if recorded is not None]
+
+
+def count_current_computations(store: Store, deployment: str) -> dict[str, int]:
+    """Returns what the current versions of a deployment were computed by, with the number of branches."""
+    query = (
+        "SELECT computed_by, count(*) FROM branches JOIN versions ON versions.branch = branches.branch "
+        "AND versions.number = current_version WHERE deployment = ? AND computed_by IS NOT NULL "
+        "GROUP BY computed_by ORDER BY computed_by"
+    )
+    return {recorded: count for recorded, count in store.execute(query, deployment)}
 
 
 def next_version(store: Store, branch: str) -> int:

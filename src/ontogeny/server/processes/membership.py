@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ontogeny import __version__
-from ontogeny.errors import StorageUnavailable
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server.background import BackgroundThread
-from ontogeny.server.learning import journal, versions
+from ontogeny.server.learning import journal
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.learning.loading import BranchUnavailable
-from ontogeny.server.processes.identity import computes_equally
+from ontogeny.server.processes.identity import computes_equally, names_packages
 from ontogeny.server.processes.ownership import BranchOwnership, OwnedElsewhere
 from ontogeny.server.store import Store
 
@@ -89,9 +89,8 @@ class Membership(BranchOwnership):
     """
 
     def __init__(self, store: Store, computed_by: str, *, allow_mixed: bool, find_load: Callable[[], Load]) -> None:
-        self._store, self._description, self.allow_mixed = store, computed_by, allow_mixed
-        self.computed_by = computed_by
-        self._find_load = find_load
+        super().__init__(store, computed_by)
+        self.allow_mixed, self._find_load = allow_mixed, find_load
         self.options: Mapping[str, Any] = {}
         self.newest_differing: int | None = None
         self._first_number: int | None = None
@@ -168,7 +167,7 @@ class Membership(BranchOwnership):
             )  # fmt: skip
             branch = journal.get_branch(self._store, branch.branch)
             if branch.owner == number:
-                self._mark_mixed(branch)
+                self.mark_mixed(branch)
 
     def owns(self, branch: Branch) -> bool:
         """Whether a branch, as it was read, belongs to this process."""
@@ -196,22 +195,48 @@ class Membership(BranchOwnership):
         rank, processes = self._first_number, list_processes(self._store)
         return processes if rank is None else [process for process in processes if process.rank < rank]
 
-    def find_successors(self) -> list[ServerProcess]:
+    def find_equal_processes(self) -> list[ServerProcess]:
         """Returns the other processes that compute bitwise equal weights and have not been told to stop."""
-        return [
-            process
-            for process in list_processes(self._store, "AND NOT is_leaving")
-            if process.number != self.last_number and self.computed_by == process.computed_by
-        ]
+        return [process for process in self._list_others() if process.computed_by == self.computed_by]
+
+    def find_successors(self) -> list[ServerProcess]:
+        """Returns the processes that can own the branches of this one when it ends.
+
+        They compute bitwise equal weights. If there are none, as when the last process with earlier versions of
+        packages ends, they are those that may own any branch.
+        """
+        processes = self._list_others()
+        equal = [process for process in processes if process.computed_by == self.computed_by]
+        return equal or [process for process in processes if process.allow_mixed]
 
     def find_successor(self) -> ServerProcess | None:
-        """Returns another process that computes bitwise equal weights, or None."""
+        """Returns a process that can own the branches of this one when it ends, or None."""
         return next(iter(self.find_successors()), None)
 
-    def computes_like(self, branch: Branch) -> bool:
-        """Whether this process computes the current weights of a branch to the bits that are recorded."""
-        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        return recorded is None or computes_equally(self._description, recorded)
+    def may_own(self, branch: Branch) -> bool:
+        """Whether this process may own a branch, because of what has computed its current weights."""
+        recorded = self.find_other_computation(branch)
+        return recorded is None or self.allow_mixed or self.is_marked(branch, recorded)
+
+    def mark_if_owned(self, name: str) -> None:
+        """Does what `mark_mixed` does if this process owns the branch of this name."""
+        branch = journal.get_branch(self._store, name)
+        if self.owns(branch):
+            self.mark_mixed(branch)
+
+    def check_conversion(self) -> None:
+        """Raises `BadInput` if a process runs that cannot use branches with the present digest of the learner."""
+        earlier = [process for process in list_processes(self._store) if not names_packages(process.computed_by)]
+        if earlier:
+            raise BadInput(
+                "the branches are converted for this version of ontogeny, for which all processes of an earlier one "
+                f"must be stopped: process {earlier[0].number} ('{earlier[0].name}') runs"
+            )
+
+    def _list_others(self) -> list[ServerProcess]:
+        """The other processes that have not been told to stop."""
+        processes = list_processes(self._store, "AND NOT is_leaving")
+        return [process for process in processes if process.number != self.last_number]
 
     def _check_computation(self, branch: Branch) -> None:
         """Raises an exception if this process would compute the weights of a branch to other bits.
@@ -220,8 +245,8 @@ class Membership(BranchOwnership):
             OwnedElsewhere: A process exists that would compute them as they are, or may own any branch.
             BranchUnavailable: None does.
         """
-        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is None or computes_equally(self._description, recorded) or self.allow_mixed:
+        recorded = self.find_other_computation(branch)
+        if recorded is None or self.allow_mixed or self.is_marked(branch, recorded):
             return
         processes = [process for process in list_processes(self._store) if process.number != self.last_number]
         equal = [process for process in processes if computes_equally(process.computed_by, recorded)]
@@ -236,14 +261,6 @@ class Membership(BranchOwnership):
             log.warning("%s (this is the first such branch; see the how-to on many processes)", reason)
             self._has_warned = True
         raise BranchUnavailable(reason)
-
-    def _mark_mixed(self, branch: Branch) -> None:
-        """Records that the next weights of a branch are computed by another kind of machine or program than before."""
-        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
-        if recorded is not None and not computes_equally(self._description, recorded):
-            reason = f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
-            with self._store.transaction(branch.branch):
-                journal.log_decision(self._store, branch.branch, "mixed", None, branch.current_version, None, reason)
 
     def _keep_lease(self) -> float:
         """Renews the lease, or registers the process if it has none; a failure is repeated with the next call.

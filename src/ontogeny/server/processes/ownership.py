@@ -4,11 +4,18 @@ A branch of a SQLite database belongs to the only server of that database. In a 
 `membership.Membership` decides.
 """
 
+import contextlib
+import logging
 from abc import ABC, abstractmethod
 
-from ontogeny.server.learning import journal
+from ontogeny.errors import StorageUnavailable
+from ontogeny.server.learning import journal, versions
 from ontogeny.server.learning.journal import Branch
+from ontogeny.server.processes.identity import computes_equally
 from ontogeny.server.store import Store
+
+MIXED = "mixed"  # the kind of the decision that other bits follow from now on
+log = logging.getLogger(__name__)
 
 
 class OwnedElsewhere(Exception):
@@ -27,11 +34,16 @@ class OwnedElsewhere(Exception):
 class BranchOwnership(ABC):
     """The branches of this process.
 
+    Args:
+        store: The database.
+        computed_by: See the attribute.
+
     Attributes:
-        computed_by: What the bits of learned weights depend on: processor, jaxlib and product path.
+        computed_by: What the bits of learned weights depend on: processor and packages; None if no version names it.
     """
 
-    computed_by: str | None
+    def __init__(self, store: Store, computed_by: str | None) -> None:
+        self._store, self.computed_by = store, computed_by
 
     @property
     def number(self) -> int | None:
@@ -60,9 +72,49 @@ class BranchOwnership(ABC):
     def list_branches_to_load(self, deployment: str, max_branches: int) -> list[str]:
         """Returns the names of branches whose weights are computed when the process starts."""
 
+    def check_conversion(self) -> None:  # noqa: B027
+        """Raises `BadInput` if another process cannot use branches that are converted; see `earlier_digests`."""
+
+    def report_computations(self, deployment: str) -> None:  # noqa: B027
+        """Logs at the start how many branches of a deployment others have computed, if this process continues them."""
+
+    def find_other_computation(self, branch: Branch) -> str | None:
+        """Returns what has computed the current version of a branch, or None if this process computes equal bits."""
+        if self.computed_by is None:
+            return None
+        recorded = versions.get_version(self._store, branch.branch, branch.current_version).computed_by
+        return None if recorded is None or computes_equally(self.computed_by, recorded) else recorded
+
+    def is_marked(self, branch: Branch, recorded: str) -> bool:
+        """Whether the log of a branch says that the bits of this process follow its current version.
+
+        Args:
+            branch: As it was read.
+            recorded: What has computed the current version.
+        """
+        query = "SELECT 1 FROM decisions WHERE branch = ? AND kind = ? AND version = ? AND reason = ? LIMIT 1"
+        parameters = (branch.branch, MIXED, branch.current_version, self._describe_change(recorded))
+        return self._store.select_value(query, *parameters) is not None
+
+    def mark_mixed(self, branch: Branch) -> None:
+        """Records that the next weights of a branch are computed by another kind of machine or program than before."""
+        recorded = self.find_other_computation(branch)
+        if recorded is None:
+            return
+        with self._store.transaction(branch.branch):
+            if not self.is_marked(branch, recorded):
+                version, reason = branch.current_version, self._describe_change(recorded)
+                journal.log_decision(self._store, branch.branch, MIXED, None, version, None, reason)
+
+    def _describe_change(self, recorded: str) -> str:
+        """The reason of the decision that the bits of this process follow those of another kind."""
+        return f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
+
 
 class SoleOwnership(BranchOwnership):
     """The ownership of the only server of a database.
+
+    No other process could compute the bits of branches from before an upgrade, so that this one continues them.
 
     Args:
         store: The database.
@@ -70,10 +122,15 @@ class SoleOwnership(BranchOwnership):
     """
 
     def __init__(self, store: Store, computed_by: str | None = None) -> None:
-        self._store, self.computed_by = store, computed_by
+        super().__init__(store, computed_by)
+        self._epochs: dict[str, int] = {}  # of branches at the time when their computation was compared
 
     def claim(self, branch: Branch) -> Branch:
-        """Returns the branch."""
+        """Returns the branch, after its log says whether other bits follow from now on."""
+        if self.computed_by is not None and self._epochs.get(branch.branch) != branch.epoch:
+            with contextlib.suppress(StorageUnavailable):  # requests are answered also while the disk is full
+                self.mark_mixed(branch)
+                self._epochs[branch.branch] = branch.epoch
         return branch
 
     def owns(self, branch: Branch) -> bool:
@@ -88,3 +145,21 @@ class SoleOwnership(BranchOwnership):
         """Returns the names of some branches."""
         query = "SELECT branch FROM branches WHERE deployment = ? ORDER BY branch DESC LIMIT ?"
         return self._store.select_values(query, deployment, max_branches)[::-1]
+
+    def report_computations(self, deployment: str) -> None:
+        """Logs one warning about branches that another kind of machine, or other versions, computed."""
+        if self.computed_by is None:
+            return
+        counts = {
+            recorded: count
+            for recorded, count in versions.count_current_computations(self._store, deployment).items()
+            if not computes_equally(self.computed_by, recorded)
+        }
+        if counts:
+            kinds = ", ".join(f"{count:,} by '{recorded}'" for recorded, count in counts.items())
+            log.warning(
+                "branches of '%s' were computed by another kind of machine or by other versions of packages: %s; this "
+                "server computes with '%s', and continues from the snapshots of their weights (the log of each branch "
+                "says from which version on; see the how-to on keys and deployments)",
+                deployment, kinds, self.computed_by,
+            )  # fmt: skip

@@ -1,6 +1,7 @@
 """Branches that change their owner while the former owner still answers.
 
-The owner of a branch offers it to another process that computes bitwise equal weights. That process loads the weights
+The owner of a branch offers it to another process that computes bitwise equal weights, or, when it ends and there is
+none, to one that may own any branch. That process loads the weights
 first and then becomes the owner in one statement, so that no request waits while weights are read. A process that is
 told to stop offers the branches in its memory. A process also offers a branch if all requests for it are passed on by
 the same other process: a load balancer that routes by key sends them there, for example after a process was replaced.
@@ -130,7 +131,7 @@ class BranchTransfers:
         with self._lock:
             to_offer, self._to_offer = self._to_offer, {}
         if to_offer:
-            numbers = {process.number for process in self._membership.find_successors()}
+            numbers = {process.number for process in self._membership.find_equal_processes()}
             for branch, process in to_offer.items():
                 if process in numbers:
                     self._save(branch)
@@ -160,7 +161,7 @@ class BranchTransfers:
             prompts: What `export_prompts` has returned in the process that offers the branch.
         """
         try:
-            if not self._membership.computes_like(journal.get_branch(self._store, branch)):
+            if not self._membership.may_own(journal.get_branch(self._store, branch)):
                 raise BranchUnavailable("a process of another kind has computed its weights")
             self._load(branch)
             self.import_prompts(branch, prompts)
@@ -170,6 +171,7 @@ class BranchTransfers:
                 f"AND offered.process = ? AND EXISTS (SELECT 1 FROM processes WHERE number = ? AND {IS_ALIVE})",
                 branch, number, number,
             )  # fmt: skip
+            self._membership.mark_if_owned(branch)
         except StorageUnavailable:  # it is tried again after the next heartbeat
             raise
         except Exception as error:  # the owner keeps the branch, or gives it up without an offer
