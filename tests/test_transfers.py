@@ -14,6 +14,7 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.processes import transfers
 from ontogeny.server.processes.membership import Load, Membership
 from ontogeny.server.processes.ownership import OwnedElsewhere
+from ontogeny.server.processes.status import list_computations
 from ontogeny.server.processes.transfers import NUM_FORWARDED, BranchTransfers
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
@@ -209,6 +210,7 @@ def test_the_last_process_of_a_kind_offers_its_branches_to_one_that_may_own_any(
         snapshot=mixed.branches.current("anna").version.snapshot
     )
     mixed.stop()
+    assert {computation.num_branches for computation in list_computations(first.store)} == {0}
     refusing.branches.claim("anna")  # the log of the branch says that its kind continues
     marks = [entry for entry in journal.list_decisions(refusing.store, "story") if entry.kind == "mixed"]
     assert [(mark.branch, mark.version) for mark in marks] == [(ANNA, version.number)]

@@ -120,7 +120,8 @@ class BranchManager:
 
     def start(self) -> None:
         """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""
-        self.ownership.report_computations(self.deployment)
+        with contextlib.suppress(StorageUnavailable):
+            self.ownership.report_computations(self.deployment)
         self._compile()
         self.finish_erasures()
         with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest

@@ -93,7 +93,7 @@ class BranchOwnership(ABC):
             recorded: What has computed the current version.
         """
         query = "SELECT 1 FROM decisions WHERE branch = ? AND kind = ? AND version = ? AND reason = ? LIMIT 1"
-        parameters = (branch.branch, MIXED, branch.current_version, self._describe_change(recorded))
+        parameters = (branch.branch, MIXED, branch.current_version, describe_change(recorded, self.computed_by))
         return self._store.select_value(query, *parameters) is not None
 
     def mark_mixed(self, branch: Branch) -> None:
@@ -103,12 +103,8 @@ class BranchOwnership(ABC):
             return
         with self._store.transaction(branch.branch):
             if not self.is_marked(branch, recorded):
-                version, reason = branch.current_version, self._describe_change(recorded)
+                version, reason = branch.current_version, describe_change(recorded, self.computed_by)
                 journal.log_decision(self._store, branch.branch, MIXED, None, version, None, reason)
-
-    def _describe_change(self, recorded: str) -> str:
-        """The reason of the decision that the bits of this process follow those of another kind."""
-        return f"computed by '{recorded}' so far, and by '{self.computed_by}' from now on"
 
 
 class SoleOwnership(BranchOwnership):
@@ -163,3 +159,13 @@ class SoleOwnership(BranchOwnership):
                 "says from which version on; see the how-to on keys and deployments)",
                 deployment, kinds, self.computed_by,
             )  # fmt: skip
+
+
+def describe_change(recorded: str, computed_by: str | None) -> str:
+    """The reason of the decision that the bits of one computation follow those of another one.
+
+    Args:
+        recorded: What has computed the weights.
+        computed_by: What computes the next ones.
+    """
+    return f"computed by '{recorded}' so far, and by '{computed_by}' from now on"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ontogeny.server.processes.identity import computes_equally
 from ontogeny.server.processes.membership import IS_ALIVE, ServerProcess, list_processes
+from ontogeny.server.processes.ownership import MIXED, describe_change
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
@@ -42,7 +43,8 @@ class Computation(NamedTuple):
     Attributes:
         computed_by: Its description; see `identity.describe_computation`.
         processes: The numbers of the processes that compute with it.
-        num_branches: Branches whose current weights it has computed and that no process owns.
+        num_branches: Branches whose current weights it has computed, that no process owns, and whose log does not say
+            that the bits of a process that runs follow.
     """
 
     computed_by: str
@@ -57,13 +59,17 @@ def list_computations(store: Store) -> list[Computation]:
         store: A database that several processes share.
     """
     processes = list_processes(store)
+    counts = dict.fromkeys(sorted(process.computed_by for process in processes), 0)
+    parts = [describe_change("\n", present).split("\n") for present in counts]  # around what has computed the weights
+    is_marked = " OR ".join(["reason = ? || computed_by || ?"] * len(parts)) or "FALSE"
     query = (
         "SELECT computed_by, count(*) FROM branches JOIN versions ON versions.branch = branches.branch "
         "AND versions.number = current_version WHERE computed_by IS NOT NULL AND NOT EXISTS "
-        f"(SELECT 1 FROM processes WHERE processes.number = owner AND {IS_ALIVE}) GROUP BY computed_by ORDER BY 1"
+        f"(SELECT 1 FROM processes WHERE processes.number = owner AND {IS_ALIVE}) AND NOT EXISTS "
+        "(SELECT 1 FROM decisions WHERE decisions.branch = branches.branch AND kind = ? AND version = current_version "
+        f"AND ({is_marked})) GROUP BY computed_by ORDER BY 1"
     )
-    counts = dict.fromkeys(sorted(process.computed_by for process in processes), 0)
-    for recorded, count in store.execute(query):
+    for recorded, count in store.execute(query, MIXED, *(text for part in parts for text in part)):
         computed_by = next((present for present in counts if computes_equally(present, recorded)), recorded)
         counts[computed_by] = counts.get(computed_by, 0) + count
     return [
