@@ -86,6 +86,30 @@ def test_a_former_owner_changes_nothing_if_the_owner_changes_between_its_stateme
         assert journal.get_branch(store, NAME) == before._replace(fence=before.fence + 1, owner=7)
 
 
+@pytest.mark.parametrize("work", ["add to a frozen branch", "commit", "reject"])
+def test_a_write_sees_what_was_committed_while_it_waited_for_its_turn(postgres, tmp_path, work):
+    """As an erasure or a freeze by another process: all statements of a write are sent before it has its locks."""
+    address, results = postgres.address_for(tmp_path), []
+    calls = {
+        "add to a frozen branch": lambda: journal.add_example(store, NAME, "anna", "another text", fence=before.fence),
+        "commit": lambda: journal.commit_version(store, before, 1, "c" * 64, 1.0, 0.1, "a reason"),
+        "reject": lambda: journal.reject_example(store, before, 1, 1.0, "a reason") or None,
+    }
+    with Store(tmp_path / "state", database_url=address) as store:
+        journal.open_branch(store, "story", "anna", "a" * 64, "b" * 64, 1.0)
+        journal.add_example(store, NAME, "anna", "a text", fence=0)
+        before, records = journal.get_branch(store, NAME), read_all(store)
+        thread = threading.Thread(target=lambda: results.append(calls[work]()))
+        with Store(tmp_path / "other", database_url=address) as other:
+            with other.transaction():
+                other.execute("UPDATE branches SET epoch = epoch + 1, frozen = ?", work.startswith("add"))
+                thread.start()
+                wait_until(lambda: store.select_value(BLOCKED) != 0)
+            thread.join()
+        assert results == [None] and read_all(store)[1:] == records[1:]
+        assert journal.get_branch(store, NAME).current_version == journal.num_pending(store, before) - 1 == 0
+
+
 def test_the_statement_itself_compares_the_fence(store):
     before = change_owner(store)
     with pytest.raises(BranchLost), store.transaction(NAME):
