@@ -73,6 +73,9 @@ def test_any_process_answers_for_the_owner_of_a_branch(servers):
     answers += [server.post("/v1/completions", COMPLETION, key)[1] for server in (first, second)]
     assert len({json.dumps([answer["system_fingerprint"], answer["choices"]]) for answer in answers}) == 1
     assert second.post("/v1/completions", prompt, key)[1]["ontogeny"]["example"] is None
+    for number in range(NUM_FORWARDED):  # a client that only teaches
+        assert first.post("/v1/models/run/examples", {"text": f"Text {number}. {NOTES[0]}"}, key)[0] == 200
+    wait_until(lambda: own_branch(store).owner == numbers["first"])
 
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])

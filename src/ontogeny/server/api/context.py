@@ -133,7 +133,10 @@ async def request_weights(request: Request, deployment: LanguageDeployment, key:
 
 
 def note_branch(request: Request, branches: BranchManager, key: ApiKey) -> None:
-    """Notes the branch that answers a request, and the lease of this process, without which no answer may begin."""
+    """Notes the branch that answers a request, and the lease of this process, without which no answer may begin.
+
+    The forwarding of requests needs both: the branch may follow the requests of its key to another process.
+    """
     request.state.branch = branches.name_branch(key.id)
     request.state.lease = branches.ownership.number or 0  # none at present
 

@@ -44,8 +44,8 @@ class RequestForwarding:
     Args:
         app: The application behind it.
         membership: This process.
-        count_request: Called after an answer from a branch with its name, and with the number of the process that
-            passed the request on, or None.
+        count_request: Called after a request that a branch has answered or learns from, with the name of the branch and
+            the number of the process that passed the request on, or None.
     """
 
     def __init__(

@@ -40,6 +40,7 @@ class ExampleHeader:
 
 async def add_text(request: Request, branches: BranchManager, key: ApiKey, text: str) -> int | None:
     """Writes the text of a request to the journal; see `ExampleIntake.add_text` and `_write`."""
+    request.state.branch = branches.name_branch(key.id)  # which follows the requests of the key
     return await _write(request, context.get_context(request).intake.add_text, branches, key.id, text)
 
 
