@@ -100,9 +100,9 @@ def test_a_write_sees_what_was_committed_while_it_waited_for_its_turn(postgres, 
         journal.add_example(store, NAME, "anna", "a text", fence=0)
         before, records = journal.get_branch(store, NAME), read_all(store)
         thread = threading.Thread(target=lambda: results.append(calls[work]()))
-        with Store(tmp_path / "other", database_url=address) as other:
-            with other.transaction():
-                other.execute("UPDATE branches SET epoch = epoch + 1, frozen = ?", work.startswith("add"))
+        with Store(tmp_path / "other", database_url=address) as another:
+            with another.transaction():
+                another.execute("UPDATE branches SET epoch = epoch + 1, frozen = ?", work.startswith("add"))
                 thread.start()
                 wait_until(lambda: store.select_value(BLOCKED) != 0)
             thread.join()
