@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from ontogeny.server.learning import branch_changes, journal, repeats
-from ontogeny.server.learning.journal import BranchLost
+from ontogeny.server.learning.journal import Branch, BranchLost
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 from serving import wait_until
@@ -53,6 +53,21 @@ def test_a_former_owner_commits_and_rejects_nothing(store):
     assert journal.commit_version(store, before, 1, "c" * 64, 1.0, 0.1, "a reason") is None
     assert not journal.reject_example(store, before, 1, 1.0, "a reason")
     assert read_all(store) == records
+
+
+CONSTANT = {"branch", "deployment", "owner_key", "trained_digest"}  # columns of a branch that never change
+
+
+@pytest.mark.parametrize("column", [name for name in Branch._fields if name not in CONSTANT | {"owner"}])
+def test_a_decision_counts_only_if_its_branch_is_as_it_was_apart_from_new_examples(store, column):
+    before = journal.get_branch(store, NAME)
+    changed = "c" * 64 if column == "learner_digest" else column == "frozen" or getattr(before, column) + 1
+    with store.transaction():
+        store.execute(f"UPDATE branches SET {column} = ? WHERE branch = ?", changed, NAME)
+    is_example = column == "newest_example"
+    assert journal.has_changed(store, before) != is_example
+    assert (journal.commit_version(store, before, 1, "c" * 64, 1.0, 0.1, "a reason") is not None) == is_example
+    assert not journal.reject_example(store, before, 1, 1.0, "a reason")
 
 
 @pytest.mark.parametrize("work", ["add", "commit", "reject"])

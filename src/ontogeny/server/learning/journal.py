@@ -429,9 +429,9 @@ def reject_example(
 def _unchanged(branch: Branch) -> tuple[str, tuple[object, ...]]:
     """The condition that a branch is as it was read, apart from the arrival of examples, and its parameters.
 
-    The fence goes up with every change of the owner, and all other columns that are not compared never change.
+    The fence goes up with every change of the owner, and the columns that are not compared never change.
     """
-    columns = ("branch", "current_version", "last_decided", "epoch", "frozen", "fence")
+    columns = ("branch", "learner_digest", "current_version", "last_decided", "epoch", "frozen", "fence")
     return " AND ".join(f"{column} = ?" for column in columns), tuple(getattr(branch, column) for column in columns)
 
 
