@@ -209,6 +209,12 @@ def test_the_last_process_of_a_kind_offers_its_branches_to_one_that_may_own_any(
     assert mixed.owns() and mixed.branches.current("anna").version == version._replace(
         snapshot=mixed.branches.current("anna").version.snapshot
     )
+    later = teach(mixed)
+    mixed.branches.rollback("anna", 0, "test")
+    mixed.branches.claim("anna")
+    mixed.branches.rollback("anna", version.number, "test")
+    mixed.branches.claim("anna")
+    assert later.computed_by == "new"
     mixed.stop()
     assert {computation.num_branches for computation in list_computations(first.store)} == {0}
     refusing.branches.claim("anna")  # the log of the branch says that its kind continues

@@ -92,6 +92,10 @@ def test_a_server_continues_the_branches_that_other_versions_have_computed(store
     assert trees.digest(later.current("anna").weights) == learned.digest
     later.rollback("anna", 2, "test")  # to a version that was computed otherwise
     assert later.current("anna").version.computed_by == OLD and len(list_marks(store)) == 1
+    for _ in range(2):
+        later.rollback("anna", 1, "test")
+        later.claim("anna")
+    assert len(list_marks(store)) == 2
     assert not caplog.records
 
 

@@ -154,6 +154,7 @@ class Membership(BranchOwnership):
             if number is None:
                 raise OwnedElsewhere(0, "")  # until this process has a lease again, which takes a moment
             if branch.owner == number:
+                self.mark_if_changed(branch)
                 return branch
             owner = self.find_process(branch.owner)
             if owner is not None:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 
-from ontogeny.errors import StorageUnavailable
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.server.learning import journal, versions
 from ontogeny.server.learning.journal import Branch
 from ontogeny.server.processes.identity import computes_equally
@@ -44,6 +44,7 @@ class BranchOwnership(ABC):
 
     def __init__(self, store: Store, computed_by: str | None) -> None:
         self._store, self.computed_by = store, computed_by
+        self._epochs: dict[str, int] = {}  # of branches at the time when `mark_mixed` was called last
 
     @property
     def number(self) -> int | None:
@@ -99,12 +100,21 @@ class BranchOwnership(ABC):
     def mark_mixed(self, branch: Branch) -> None:
         """Records that the next weights of a branch are computed by another kind of machine or program than before."""
         recorded = self.find_other_computation(branch)
-        if recorded is None:
-            return
-        with self._store.transaction(branch.branch):
-            if not self.is_marked(branch, recorded):
-                version, reason = branch.current_version, describe_change(recorded, self.computed_by)
-                journal.log_decision(self._store, branch.branch, MIXED, None, version, None, reason)
+        if recorded is not None:
+            with self._store.transaction(branch.branch):
+                if not self.is_marked(branch, recorded):
+                    version, reason = branch.current_version, describe_change(recorded, self.computed_by)
+                    journal.log_decision(self._store, branch.branch, MIXED, None, version, None, reason)
+        self._epochs[branch.branch] = branch.epoch
+
+    def mark_if_changed(self, branch: Branch) -> None:
+        """Does what `mark_mixed` does for a branch of this process, if its current version was changed by a command.
+
+        A failure is repeated with the next call, so that requests are answered also while the disk is full.
+        """
+        if self.computed_by is not None and self._epochs.get(branch.branch) != branch.epoch:
+            with contextlib.suppress(StorageUnavailable, BadInput):  # a damaged database may have lost the version
+                self.mark_mixed(branch)
 
 
 class SoleOwnership(BranchOwnership):
@@ -119,14 +129,10 @@ class SoleOwnership(BranchOwnership):
 
     def __init__(self, store: Store, computed_by: str | None = None) -> None:
         super().__init__(store, computed_by)
-        self._epochs: dict[str, int] = {}  # of branches at the time when their computation was compared
 
     def claim(self, branch: Branch) -> Branch:
         """Returns the branch, after its log says whether other bits follow from now on."""
-        if self.computed_by is not None and self._epochs.get(branch.branch) != branch.epoch:
-            with contextlib.suppress(StorageUnavailable):  # requests are answered also while the disk is full
-                self.mark_mixed(branch)
-                self._epochs[branch.branch] = branch.epoch
+        self.mark_if_changed(branch)
         return branch
 
     def owns(self, branch: Branch) -> bool:
