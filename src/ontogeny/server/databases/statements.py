@@ -6,6 +6,7 @@ the driver anyway, and without SQLAlchemy's layer a statement takes a third of t
 answer, a thread loses its turn to the other threads of the server, so the number of waits counts most.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ import psycopg
 from ontogeny.server.databases.base import QueryResult, Statement
 
 Driver = psycopg.Connection[Any]
+logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of further errors after the one that is raised
 
 
 def run(driver: Driver, query: str, parameters: Sequence[Any] = ()) -> QueryResult:
