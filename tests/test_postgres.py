@@ -368,12 +368,12 @@ def test_no_statement_of_a_message_takes_effect_if_one_fails(store):
 
 def test_a_long_message_of_which_the_first_statement_fails_is_one_error(store, caplog):
     """The error arrives while the rest is sent, so that psycopg meets a second one when it ends the message."""
-    sizes = [Statement("SELECT octet_length(?)", (b"x" * 2**22,))] * 3
+    sizes = [Statement("SELECT octet_length(?)", (b"x" * 2**24,))] * 3
     with pytest.raises(psycopg.errors.DivisionByZero), store.transaction("anna", [DIVISION, *sizes]):
         pass
     assert caplog.messages == [] and store.select_value("SELECT 1") == 1
     with store.transaction("anna", sizes) as results:
-        assert results == [[(2**22,)]] * 3
+        assert results == [[(2**24,)]] * 3
 
 
 def test_an_idle_process_sends_less_than_five_statements_per_second(store, monkeypatch):

@@ -37,7 +37,7 @@ class BranchOrigin(NamedTuple):
 
     Attributes:
         process: The number of the process that passed them on; None if clients sent them to this process.
-        num_requests: Without a request from elsewhere in between.
+        num_requests: How many there were without a request from elsewhere in between.
         offered_at: When the branch was last offered to a process, as a value of `time.monotonic`.
     """
 
