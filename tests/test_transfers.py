@@ -221,3 +221,15 @@ def test_the_last_process_of_a_kind_offers_its_branches_to_one_that_may_own_any(
     marks = [entry for entry in journal.list_decisions(refusing.store, "story") if entry.kind == "mixed"]
     assert [(mark.branch, mark.version) for mark in marks] == [(ANNA, version.number)]
     assert refusing.owns() and refusing.member.find_successor() is None
+
+
+def test_a_branch_does_not_go_back_at_once(start):
+    first, second = start("first"), start("second")
+    teach(first)
+    first.transfers._offer(ANNA, second.member.number)
+    wait_until(second.owns)
+    wait_until(lambda: not first.store.select_values("SELECT branch FROM offered_branches"))
+    second.transfers.stop()  # so that offers would stay
+    for _ in range(2 * NUM_FORWARDED):
+        second.transfers.count_request(ANNA, first.member.number)
+    assert second.transfers._to_offer == {}

@@ -26,7 +26,7 @@ from ontogeny.server.processes.membership import IS_ALIVE, Membership
 from ontogeny.server.store import Store
 
 NUM_FORWARDED = 16  # requests in a row, passed on by the same process, after which it is offered the branch
-MIN_INTERVAL = 10.0  # seconds between two such offers of a branch
+MIN_INTERVAL = 10.0  # seconds between two such offers of a branch, and after its owner has accepted it
 MAX_COUNTED = 10_000  # branches whose requests are counted: those that were used most recently
 POLL_INTERVAL = 0.01  # seconds between two looks at whether offers were accepted
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class BranchOrigin(NamedTuple):
     Attributes:
         process: The number of the process that passed them on; None if clients sent them to this process.
         num_requests: How many there were without a request from elsewhere in between.
-        offered_at: When the branch was last offered to a process, as a value of `time.monotonic`.
+        offered_at: When this process last offered or accepted the branch, as a value of `time.monotonic`.
     """
 
     process: int | None
@@ -165,12 +165,15 @@ class BranchTransfers:
                 raise BranchUnavailable("a process of another kind has computed its weights")
             self._load(branch)
             self.import_prompts(branch, prompts)
-            self._store.execute(
+            changed = self._store.execute(
                 "UPDATE branches SET owner = offered.process, fence = branches.fence + 1 FROM offered_branches offered "
                 "WHERE branches.branch = ? AND offered.branch = branches.branch AND offered.fence = branches.fence "
                 f"AND offered.process = ? AND EXISTS (SELECT 1 FROM processes WHERE number = ? AND {IS_ALIVE})",
                 branch, number, number,
             )  # fmt: skip
+            if changed.rowcount:
+                with self._lock:  # it does not go back at once
+                    self._origins[branch] = BranchOrigin(None, 0, time.monotonic())
             self._membership.mark_if_owned(branch)
         except StorageUnavailable:  # it is tried again after the next heartbeat
             raise
