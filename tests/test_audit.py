@@ -20,14 +20,8 @@ from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import BadInput
-from selection import slow_except
 
 ORGANISMS = plugins.list_names("organisms")
-# Those on which other tests of the default suite rely, and one of each kind of control.
-QUICK = (
-    "additive_hybrid", "beacon_taxis", "calibrated_filter", "latent_state_learner", "payout_seeker", "planner",
-    "proxy_planner", "shift_inducing_counter", "successor", "td_one", "win_stay",
-)  # fmt: skip
 ENVIRONMENTS = {
     "bandit": plugins.build("environments", "bandit", num_arms=5, num_pulls=100),
     "chain": plugins.build("environments", "chain", num_trials=6, num_exposures=4, num_test_trials=3),
@@ -48,7 +42,7 @@ def check_quickly(agent, env, drives):
 @pytest.mark.parametrize(
     ("check", "name"),
     [
-        *slow_except([(check_quickly, name) for name in QUICK], [(check_quickly, name) for name in ORGANISMS]),
+        *((check_quickly, name) for name in ORGANISMS),
         *(pytest.param(contracts.check_agent, name, marks=pytest.mark.slow) for name in ORGANISMS),
     ],
 )

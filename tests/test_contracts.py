@@ -9,7 +9,6 @@ from ontogeny.agents.base import empty_genome
 from ontogeny.errors import ContractViolation
 from ontogeny.seeds import MAX_SEED
 from ontogeny.types import Agent, BadInput, State, Weights
-from selection import slow_except
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ENVS = [
@@ -27,10 +26,6 @@ ENVS = [
 NAMES = plugins.list_names("agents")
 
 
-# Without agents that plan like `model_based` or learn content like `predictor`, and without the largest programs.
-QUICK = [name for name in NAMES if name not in (
-    "certainty_equivalence", "content_planner", "neural_model_based", "opsrl", "payout_predictor", "psrl",
-)]  # fmt: skip
 SMALL_SETTINGS = {
     "content_planner": {"width": 8, "num_blocks": 1, "num_heads": 2},
     "neural_model_based": {"width": 8, "imagination_length": 2},
@@ -48,7 +43,7 @@ def accepted_envs(name, **agent_settings):
             assert name in str(error) and env.spec.name in str(error)
 
 
-@pytest.mark.parametrize("name", slow_except(QUICK, NAMES))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_agent_satisfies_the_contract(name):
     """Tests a small agent in the first environment that it accepts, without values where its programs show a rule.
 

@@ -224,7 +224,6 @@ def extract(algorithm: str, depth: int) -> dict[tuple[int, int], float]:
     return {place: float(measured[extraction_error(*place)][0]) for place in places}
 
 
-@pytest.mark.slow
 def test_links_are_recovered_from_choices_that_follow_a_model_and_not_from_those_of_a_memory():
     """The control keeps the first observation of each link: it chooses well, and follows no change."""
     planner, memory = extract("planner", 2), extract("first_impression", 2)

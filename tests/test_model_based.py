@@ -75,7 +75,6 @@ def test_termination_before_the_time_limit_is_learned():
     assert 0 < ends <= float((trajectory.discount == 0).sum())
 
 
-@pytest.mark.slow
 def test_value_of_saved_steps_raises_the_return():
     """The same lifetimes with and without the value of a step, which `learn` takes from the starts of episodes."""
     env, drives, agent = build_agent("foraging:size=4,wall_fraction=0.0,num_thorns=1,num_episodes=20")
