@@ -83,7 +83,7 @@ def test_a_process_with_options_that_break_a_promise_does_not_start(postgres, tm
             ({"shared_branch": True}, "--shared-branch of 'run' is on here and off"),
             ({"max_forgetting": 0.1}, "--max-forgetting of 'run' is 0.1 here and 0.05"),
             ({"max_context": 8}, "--max-context of 'run' is 8 here"),
-            ({"learning": "learning_rate=0.1"}, "was learned with other settings \\(--learning\\), texts or versions"),
+            ({"learning": "learning_rate=0.1"}, "was learned with other settings \\(--learning\\) or texts"),
             ({"reference_text": (str(tmp_path / "others"),)}, "was learned with other settings"),
         ):
             with pytest.raises(BadInput, match=message), opened(**settings, max_sessions=7):
