@@ -1,10 +1,10 @@
 """Branches that change their owner while the former owner still answers.
 
 The owner of a branch offers it to another process that computes bitwise equal weights, or, when it ends and there is
-none, to one that may own any branch. That process loads the weights
-first and then becomes the owner in one statement, so that no request waits while weights are read. A process that is
-told to stop offers the branches in its memory. A process also offers a branch if all requests for it are passed on by
-the same other process: a load balancer that routes by key sends them there, for example after a process was replaced.
+none, to one that may own any branch. That process loads the weights first and then becomes the owner in one statement,
+so that no request waits while weights are read. A process that is told to stop offers the branches in its memory. A
+process also offers a branch if all requests for it are passed on by the same other process: a load balancer that routes
+by key sends them there, for example after a process was replaced.
 
 An offer names the fencing number of the branch and has no effect once the owner has changed. It is a hint: a branch
 whose offer is lost, or is not accepted, changes its owner as if there had been none.
