@@ -200,7 +200,7 @@ def test_the_status_shows_what_processes_compute_with_and_branches_that_none_can
     assert code == 0, error
     numbers = [member.number for member in members]
     assert f"processes {numbers[0]}, {numbers[1]} compute with another kind\n" in output
-    assert "no process computes with one kind, as the weights of the branches without a process need: 1 (" in output
+    assert "need another kind of process: 1; none runs that computes with one kind (see" in output
     computations = json.loads(call_cli("deployments", "status", *options, "--json")[1])["computations"]
     assert computations == [
         {"computed_by": "another kind", "processes": numbers, "num_branches": 0},

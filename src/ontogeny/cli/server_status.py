@@ -76,8 +76,8 @@ def _describe_computation(computation: "Computation") -> str:
     if numbers:
         return f"process {numbers} computes with {computation.computed_by}"
     return (
-        f"no process computes with {computation.computed_by}, as the weights of the branches without a process need: "
-        f"{computation.num_branches:,} (see --allow-mixed)"
+        f"branches without a process whose weights need another kind of process: {computation.num_branches:,}; none "
+        f"runs that computes with {computation.computed_by} (see --allow-mixed)"
     )
 
 
